@@ -1,0 +1,1 @@
+"""What people open: textured GLB, PLY, turntable, views, report, provenance. Start at ``bundle.export_all``."""

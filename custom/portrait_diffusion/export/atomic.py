@@ -1,0 +1,44 @@
+"""Files appear whole or not at all: write to a temporary name in the same folder, then rename."""
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL_PREFIX = ".partial-"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; on success it replaces ``path``, on any exception it is removed.
+
+    Args: path: the final file; its folder is created.
+    Raises: FileNotFoundError when the block wrote nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file with \\n line ends atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def remove_partial_files(folder: str | Path) -> int:
+    """Delete what a killed process left behind in ``folder`` and one level below; returns the number of files."""
+    folder = Path(folder)
+    stale = [*folder.glob(f"{PARTIAL_PREFIX}*"), *folder.glob(f"*/{PARTIAL_PREFIX}*")]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)

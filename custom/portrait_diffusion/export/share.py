@@ -1,0 +1,59 @@
+"""share.yaml: the configuration with its overrides, fit to be given away - no timestamp, no absolute paths."""
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from .atomic import write_text
+
+RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir")
+"""Top-level keys that name one run, not the experiment."""
+
+
+def _is_absolute(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith("~")
+
+
+def _shareable(value: Any, base: Path, where: str, cut: list[str]) -> Any:
+    """A copy with absolute paths below ``base`` made relative and others cut to their last part (noted in ``cut``)."""
+    if isinstance(value, Mapping):
+        return {str(k): _shareable(v, base, f"{where}.{k}" if where else str(k), cut) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shareable(v, base, f"{where}[{i}]", cut) for i, v in enumerate(value)]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and len(value) > 1 and "\n" not in value and _is_absolute(value):
+        if Path(value).is_absolute() and Path(value).is_relative_to(base):
+            return Path(value).relative_to(base).as_posix()
+        cut.append(where)
+        return PureWindowsPath(value).name  # splits at both kinds of slash
+    return value
+
+
+def shareable_config(
+    config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = "."
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with overrides merged in, without run keys, with relative paths only.
+
+    Args: config: raw configuration, ``${...}`` stays as written.  overrides: ``a.b=c`` texts.  base: folder that
+        relative paths start from.
+    Returns: plain values, and the key paths whose folders were cut off.
+    """
+    merged = OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(list(overrides)))
+    plain = OmegaConf.to_container(merged, resolve=False)
+    cut: list[str] = []
+    kept = {k: v for k, v in plain.items() if k not in RUN_KEYS}
+    return _shareable(kept, Path(base).absolute(), "", cut), cut
+
+
+def write_share(
+    path: str | Path, config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = "."
+) -> None:
+    """Write share.yaml, atomically. Args: see shareable_config."""
+    plain, cut = shareable_config(config, overrides, base)
+    header = "# Configuration of this result, ready to share: overrides merged in, no timestamp, relative paths only.\n"
+    if cut:
+        header += f"# Folders were removed from these paths; put your own files there: {', '.join(cut)}\n"
+    write_text(path, header + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,190 @@
+"""A head as planes of features and a small decoder, registered as ``portrait-diffusion-triplane``."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..host import BaseImplicitGeometry, register
+from ..ops.cameras import BOX_RADIUS, world_to_head
+from ..ops.triplane import (
+    DecoderWeights,
+    colour_activation,
+    decode_raw,
+    density_activation,
+    init_decoder,
+    sample_planes,
+)
+from ..ops.volrend import inside_cylinder
+
+
+@register("portrait-diffusion-triplane")
+class TriplaneGeometry(BaseImplicitGeometry):
+    """Density and colour from tri-planes (depth 1), tri-grids (depth > 1) or a pyramid of them, inside the cylinder.
+
+    Parameters: ``planes``, a list of (1,3,C,R,R) or (1,3,C,D,R,R), and ``decoder``, see `ops.triplane.DecoderWeights`.
+    The last of the planes may be a frontal grid (1,1,C,D,R,R) over (x, y) alone: the detail that a photograph adds.
+    """
+
+    @dataclass
+    class Config(BaseImplicitGeometry.Config):
+        radius: float = BOX_RADIUS  # of the cylinder and the box, scene units
+        isosurface_threshold: Any = 10.0  # density per unit of the surface, or "auto"
+        isosurface_chunk: int = 262144  # points per evaluation; about 150 MB of activations
+        channels: int = 32  # features per plane
+        resolution: int = 128  # edge of the finest level in texels; 128 is 3 mm of a real head
+        depth: int = 1  # layers of a tri-grid; 1 is a tri-plane
+        levels: int = 1  # of the pyramid; each is half as large as the one before, and their features are summed
+        frontal_resolution: int = 0  # edge of the extra frontal grid in texels; 0 is no such grid
+        frontal_depth: int = 8  # layers of the frontal grid
+        hidden: int = 64  # width of the decoder
+        init_std: float = 0.1  # standard deviation of fresh planes
+        init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
+        seed: int = 0  # of fresh planes and decoder weights
+        normal_type: str = "analytic"  # "analytic" (exact, carries no gradient) or "finite_difference"
+        finite_difference_eps: float = 0.003  # step of finite-difference normals, scene units (about half a texel)
+
+        def __post_init__(self) -> None:
+            for key in ("channels", "resolution", "depth", "levels", "frontal_depth", "hidden"):
+                if getattr(self, key) < 1:
+                    raise UsageError(f"geometry.{key} must be at least 1, got {getattr(self, key)}.")
+            if self.frontal_resolution < 0:
+                raise UsageError(f"geometry.frontal_resolution must be at least 0, got {self.frontal_resolution}.")
+            if self.resolution % 2 ** (self.levels - 1):
+                raise UsageError(
+                    f"geometry.resolution {self.resolution} cannot be halved {self.levels - 1} times for "
+                    f"geometry.levels {self.levels}; use a multiple of {2 ** (self.levels - 1)}."
+                )
+            if self.normal_type not in ("analytic", "finite_difference"):
+                raise UsageError(
+                    f"geometry.normal_type must be 'analytic' or 'finite_difference', got '{self.normal_type}'."
+                )
+
+    cfg: Config
+
+    def configure(self, *args: Any, **kwargs: Any) -> None:
+        """Make fresh planes and decoder weights from the seed."""
+        super().configure()
+        generator = torch.Generator().manual_seed(self.cfg.seed)
+        shapes = self.plane_shapes()
+        planes = [torch.randn(shape, generator=generator) * self.cfg.init_std for shape in shapes]
+        if self.cfg.frontal_resolution:
+            planes[-1].zero_()  # no detail yet
+        self.planes = nn.ParameterList(planes)
+        weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
+        weights.output_bias[0] = self.cfg.init_density
+        self.decoder = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights._asdict().items()})
+
+    def plane_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the levels, finest first, then of the frontal grid if there is one."""
+
+        def shape(planes: int, depth: int, size: int) -> tuple[int, ...]:
+            return (1, planes, self.cfg.channels, *([depth] if depth > 1 else []), size, size)
+
+        shapes = [shape(3, self.cfg.depth, self.cfg.resolution // 2**level) for level in range(self.cfg.levels)]
+        frontal = self.cfg.frontal_resolution
+        return shapes + ([shape(1, self.cfg.frontal_depth, frontal)] if frontal else [])
+
+    @torch.no_grad()
+    def set_planes(self, planes: Tensor | list[Tensor]) -> None:
+        """Copy planes, for example a GAN's output, into the parameters.
+
+        Args:
+            planes: one tensor, or one for each of `plane_shapes`, whose shapes they have; the batch axis is optional.
+
+        Raises: UsageError for wrong numbers of levels or shapes.
+        """
+        levels = list(planes) if isinstance(planes, (list, tuple)) else [planes]
+        shapes = self.plane_shapes()
+        got = [tuple(level.shape) for level in levels]
+        if got != shapes and got != [shape[1:] for shape in shapes]:
+            raise UsageError(
+                f"planes of shape {got} do not fit this geometry, which holds {shapes}; set geometry.channels, "
+                "resolution, depth, levels, frontal_resolution and frontal_depth to those of the planes."
+            )
+        for parameter, level in zip(self.planes, levels):
+            parameter.copy_(level.reshape(parameter.shape))
+
+    @torch.no_grad()
+    def set_decoder(self, weights: DecoderWeights | tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        """Copy decoder weights into the parameters. Raises: UsageError for wrong shapes."""
+        for name, value in DecoderWeights(*weights)._asdict().items():
+            if value.shape != self.decoder[name].shape:
+                raise UsageError(
+                    f"decoder weight {name} has shape {tuple(value.shape)}, this geometry needs "
+                    f"{tuple(self.decoder[name].shape)}; set geometry.channels and geometry.hidden accordingly."
+                )
+            self.decoder[name].copy_(value)
+
+    def decoder_weights(self) -> DecoderWeights:
+        """The decoder's parameters."""
+        return DecoderWeights(**{name: self.decoder[name] for name in DecoderWeights._fields})
+
+    def _raw(self, points: Tensor) -> Tensor:
+        """Raw density and colour (N,4) at world points (N,3)."""
+        coords = world_to_head(points)[None] / self.cfg.radius
+        return decode_raw(sample_planes(list(self.planes), coords)[0], self.decoder_weights())
+
+    def _density(self, raw: Tensor, points: Tensor) -> Tensor:
+        density = density_activation(raw[..., :1])
+        return torch.where(inside_cylinder(points, self.cfg.radius), density, torch.zeros_like(density))
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
+        """Density, colour and optionally normals at world points.
+
+        Args:
+            points: (*N,3) world space.
+            output_normal: also return normals, the direction in which density falls fastest; zero where it is constant.
+
+        Returns: density (*N,1) per unit, exactly 0 outside the cylinder; features (*N,3) colour;
+            normal and shading_normal (*N,3) unit vectors if asked for.
+        """
+        flat = points.reshape(-1, 3)
+        raw = self._raw(flat)
+        out = {"density": self._density(raw, flat), "features": colour_activation(raw[..., 1:4])}
+        if output_normal:
+            gradient = self._analytic_gradient if self.cfg.normal_type == "analytic" else self._difference_gradient
+            normal = -nn.functional.normalize(gradient(flat), dim=-1)
+            out |= {"normal": normal, "shading_normal": normal}
+        return {key: value.reshape(*points.shape[:-1], value.shape[-1]) for key, value in out.items()}
+
+    def _analytic_gradient(self, points: Tensor) -> Tensor:
+        """Gradient of raw density (parallel to that of density, but it does not vanish in empty space); detached."""
+        with torch.inference_mode(False), torch.enable_grad():
+            points = points.detach().clone().requires_grad_()
+            return torch.autograd.grad(self._raw(points)[..., 0].sum(), points)[0]
+
+    def _difference_gradient(self, points: Tensor) -> Tensor:
+        """Central differences of raw density; differentiable in planes and decoder."""
+        step = self.cfg.finite_difference_eps * torch.eye(3, dtype=points.dtype, device=points.device)
+        probes = torch.cat([points + step[:, None], points - step[:, None]]).reshape(-1, 3)  # (6N,3)
+        plus, minus = self._raw(probes)[..., 0].reshape(2, 3, -1)
+        return ((plus - minus) / (2 * self.cfg.finite_difference_eps)).transpose(0, 1)
+
+    def forward_density(self, points: Tensor) -> Tensor:
+        """Density (*N,1) at world points (*N,3)."""
+        flat = points.reshape(-1, 3)
+        return self._density(self._raw(flat), flat).reshape(*points.shape[:-1], 1)
+
+    def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The field of the surface extraction: density (*N,1) and no deformation."""
+        return self.forward_density(points), None
+
+    def forward_level(self, field: Tensor, threshold: float) -> Tensor:
+        """Zero on the surface, negative inside: ``threshold - density``."""
+        return threshold - field
+
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Colour at world points (*N,3) as ``features`` (*N,3) in [0,1]."""
+        return {"features": self.forward(points)["features"].clamp(0, 1)}
+
+    @staticmethod
+    def create_from(other: Any, cfg: Any = None, **kwargs: Any) -> "TriplaneGeometry":
+        """A copy of another tri-plane geometry. Raises: TypeError for other types, UsageError for other shapes."""
+        if not isinstance(other, TriplaneGeometry):
+            raise TypeError(f"portrait-diffusion-triplane cannot be made from {type(other).__name__}.")
+        instance = TriplaneGeometry(cfg if cfg is not None else dict(other.cfg))
+        instance.set_planes(list(other.planes))
+        instance.set_decoder(other.decoder_weights())
+        return instance.to(other.planes[0].device)

@@ -1,0 +1,54 @@
+"""The camera that took the photo: an orbit camera with a similarity of its image plane, all free to be fitted."""
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.cameras import get_rays, orbit_c2w
+from ..ops.canonical import CANONICAL_FOVY_DEG
+
+SCALES = {"azimuth": 10.0, "elevation": 10.0, "roll": 5.0, "log_scale": 0.05, "shift": 0.03}
+"""Natural step of each parameter (degrees, log units, image heights): stored parameters are divided by it."""
+
+
+class PhotoCamera(nn.Module):
+    """Canonical portrait camera at (azimuth, elevation) with roll, zoom and shift; the parameters are dimensionless.
+
+    Args:
+        azimuth_deg, elevation_deg: start values, degrees, threestudio's convention.
+    """
+
+    def __init__(self, azimuth_deg: float = 0.0, elevation_deg: float = 0.0):
+        super().__init__()
+        start = [azimuth_deg / SCALES["azimuth"], elevation_deg / SCALES["elevation"], 0.0, 0.0, 0.0, 0.0]
+        self.values = nn.Parameter(torch.tensor(start))
+        self.register_buffer("start", torch.tensor(start))
+
+    def degrees(self) -> tuple:
+        """(azimuth, elevation, roll) in degrees as tensors."""
+        v = self.values
+        return v[0] * SCALES["azimuth"], v[1] * SCALES["elevation"], v[2] * SCALES["roll"]
+
+    def pose(self) -> tuple:
+        """c2w (1, 4, 4), fovy (1,) radians, crop (1, 3): everything `ops.cameras` needs."""
+        azimuth, elevation, roll = self.degrees()
+        c2w = orbit_c2w(azimuth[None], elevation[None])
+        r = torch.deg2rad(roll)
+        zero, one = torch.zeros_like(r), torch.ones_like(r)
+        turn = torch.stack(
+            [torch.stack([r.cos(), -r.sin(), zero, zero]), torch.stack([r.sin(), r.cos(), zero, zero]),
+             torch.stack([zero, zero, one, zero]), torch.stack([zero, zero, zero, one])]
+        )
+        v = self.values
+        crop = torch.stack([torch.exp(v[3] * SCALES["log_scale"]), v[4] * SCALES["shift"], v[5] * SCALES["shift"]])
+        fovy = v.new_full((1,), math.radians(CANONICAL_FOVY_DEG))
+        return c2w @ turn, fovy, crop[None]
+
+    def rays(self, size: int) -> tuple:
+        """rays_o, rays_d (1, size, size, 3) through the pixels of the photo's crop."""
+        c2w, fovy, crop = self.pose()
+        return get_rays(c2w, fovy, size, size, crop)
+
+    def deviation(self) -> Tensor:
+        """Squared distance from the start, the pull that keeps a fit from running away."""
+        return (self.values - self.start).square().sum()

@@ -1,0 +1,62 @@
+"""Settings of the inversion; every field is documented where it stands, the configuration page is made from this."""
+from dataclasses import dataclass
+
+
+@dataclass
+class InversionConfig:
+    """How a photo becomes planes: encoder, then latent optimisation, then a detail grid."""
+
+    latent_steps: int = 60
+    """Steps that move W+, spatial features and the photo's camera; one synthesis pass each. 0 keeps the encoder's answer."""
+    latent_size: int = 64
+    """Side of the renders in the latent stage, pixels."""
+    latent_lr: float = 0.02
+    """Adam learning rate of W+."""
+    feature_lr: float = 0.01
+    """Adam learning rate of the spatial features."""
+    camera_lr: float = 0.02
+    """Adam learning rate of the camera, in units of `inversion.camera.SCALES`."""
+    latent_samples: int = 16
+    """Samples a ray in each of the two passes of the latent stage."""
+    detail_steps: int = 300
+    """Steps that fill the detail grid from the photo; cheap, the prior's features are cached. 0 leaves it empty."""
+    detail_size: int = 256
+    """Side of the photo in the detail stage, pixels."""
+    detail_resolution: int = 224
+    """Columns and rows of the detail grid over the box."""
+    detail_depth: int = 8
+    """Layers of the detail grid from the back of the box to its front."""
+    detail_samples: int = 16
+    """Samples a ray in the detail stage."""
+    detail_lr: float = 0.05
+    """Adam learning rate of the detail grid."""
+    detail_rays: int = 4096
+    """Rays a detail step."""
+    detail_thickness: float = 0.07
+    """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
+    lambda_rgb: float = 1.0
+    """Weight of L1 on premultiplied colour."""
+    lambda_alpha: float = 0.5
+    """Weight of L1 on alpha (silhouette)."""
+    lambda_perceptual: float = 0.5
+    """Weight of ST-LPIPS (AlexNet); 0 does without its weights."""
+    lambda_latent: float = 0.02
+    """Pull of W+ and features to the encoder's answer."""
+    lambda_camera: float = 0.002
+    """Pull of the camera to the estimated head pose."""
+    lambda_geometry: float = 0.5
+    """Detail stage: keeps opacity and depth of the prior where matte and prior agree."""
+    lambda_detail: float = 1e-3
+    """Pull of the detail grid to zero."""
+    lambda_smooth: float = 2e-3
+    """Total variation of the detail grid across columns and rows."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints; a run resumes at the last one."""
+
+    def __post_init__(self):
+        for name in ("latent_size", "detail_size"):
+            if getattr(self, name) < 32:
+                raise ValueError(f"inversion.{name} must be at least 32 pixels, got {getattr(self, name)}.")
+        for name in ("latent_steps", "detail_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"inversion.{name} must not be negative, got {getattr(self, name)}.")

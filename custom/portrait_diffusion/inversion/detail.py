@@ -1,0 +1,180 @@
+"""The detail stage: what the photo shows, kept in a frontal grid that only touches what the photo's camera can see.
+
+The prior's planes stay as they are. A grid of the same channels over (x, y) with a few layers in depth is added to their
+features, gated by visibility: a voxel behind the visible surface is never touched, so frontal texture cannot reach the back
+of the head, and where the surface turns away from the camera the gate fades out. Because prior, camera and samples are fixed,
+the prior's features at all samples are computed once; a step costs one grid look-up, the decoder and the compositing.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from torch import Tensor
+
+from ..ops.cameras import head_to_world, project_points, world_to_head
+from ..ops.triplane import DecoderWeights, colour_activation, decode, decode_raw, density_activation, sample_planes
+from ..ops.volrend import (
+    composite,
+    importance_samples,
+    interval_edges,
+    ray_cylinder,
+    render_rays,
+    smooth_weights,
+    stratified_samples,
+)
+
+
+@dataclass
+class FrontalSurface:
+    """The prior as the photo's camera sees it.
+
+    Attributes:
+        depth: (S, S) distance along the ray, filled in from the nearest hit where the prior has nothing.
+        opacity: (S, S).
+        facing: (S, S) cosine between surface normal and ray, 0 where unknown, in [0, 1].
+    """
+
+    depth: Tensor
+    opacity: Tensor
+    facing: Tensor
+
+
+def field_of(planes: list, weights: DecoderWeights, radius: float):
+    """Field function (world points -> density, colour) of a pyramid of planes."""
+
+    def field(points: Tensor) -> tuple:
+        return decode(sample_planes(planes, world_to_head(points) / radius), weights)
+
+    return field
+
+
+@torch.no_grad()
+def frontal_surface(planes: Tensor, weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor) -> FrontalSurface:
+    """Render depth, opacity and facing of the prior for the photo's camera. rays (1, S, S, 3)."""
+    size = rays_o.shape[1]
+    out = render_rays(field_of([planes], weights, radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
+    opacity = out["opacity"].view(size, size)
+    depth = out["depth"].view(size, size)
+    solid = (opacity > 0.5).numpy() if opacity.device.type == "cpu" else (opacity > 0.5).cpu().numpy()
+    if not solid.any():
+        return FrontalSurface(torch.full_like(depth, 2.7), opacity, torch.zeros_like(depth))
+    nearest = distance_transform_edt(~solid, return_distances=False, return_indices=True)
+    filled = depth.cpu().numpy()[tuple(nearest)]
+    smooth = torch.from_numpy(gaussian_filter(filled, 0.006 * size).astype(np.float32)).to(depth)
+    points = rays_o[0] + smooth[..., None] * rays_d[0]
+    dx = points[:, 2:] - points[:, :-2]
+    dy = points[2:] - points[:-2]
+    normal = F.normalize(torch.linalg.cross(dx[1:-1], dy[:, 1:-1]), dim=-1)
+    facing = (normal * rays_d[0, 1:-1, 1:-1]).sum(-1).abs()
+    facing = F.pad(facing[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    return FrontalSurface(torch.from_numpy(filled).to(depth), opacity, facing)
+
+
+def visibility_gate(
+    surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device
+) -> Tensor:
+    """Gate of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
+
+    g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine from
+    0.15 to 0.4, times 1 inside the frame.
+
+    Args:
+        surface: of the prior in the photo's camera.
+        pose: c2w (1,4,4), fovy (1,), crop (1,3).
+        shape: (D, H, W) of the grid.
+        radius, thickness: scene units.
+    Returns: (1, 1, 1, D, H, W), in [0, 1].
+    """
+    d, h, w = shape
+    size = surface.depth.shape[0]
+
+    def centres(n):
+        return ((torch.arange(n, device=device) + 0.5) / n * 2 - 1) * radius
+
+    z, y, x = torch.meshgrid(centres(d), centres(h), centres(w), indexing="ij")
+    points = head_to_world(torch.stack([x, y, z], dim=-1).reshape(1, -1, 3))
+    c2w, fovy, crop = (p.detach() for p in pose)
+    pixels, _ = project_points(points, c2w, fovy, size, size, crop)
+    distance = (points - c2w[:, None, :3, 3]).norm(dim=-1)  # (1, N)
+    grid = (pixels / size * 2 - 1)[:, :, None]  # (1, N, 1, 2)
+    maps = torch.stack([surface.depth, surface.facing])[None]
+    depth, facing = F.grid_sample(maps, grid, align_corners=False, padding_mode="border")[0, :, :, 0]
+    inside = (grid[0, :, 0].abs() <= 1).all(dim=-1)
+    layer = 2 * radius / d if d > 1 else 0.0  # a voxel reaches half a layer towards the camera
+    front = ((depth + thickness + 0.5 * layer - distance[0]) / (0.5 * thickness)).clamp(0, 1)
+    fade = ((facing - 0.15) / 0.25).clamp(0, 1)
+    gate = front * front * (3 - 2 * front) * fade * fade * (3 - 2 * fade) * inside
+    return gate.view(1, 1, 1, d, h, w)
+
+
+@dataclass
+class RayCache:
+    """Everything about the photo's rays that does not change during the detail stage; P pixels, K samples.
+
+    Attributes: index (P,) flat pixel numbers; coords (P, K, 3) head frame over radius; features (P, K, C) of the prior;
+        t, deltas (P, K); opacity, depth (P, 1) of the prior through these very samples; near, far implied by deltas.
+    """
+
+    index: Tensor
+    coords: Tensor
+    features: Tensor
+    t: Tensor
+    deltas: Tensor
+    opacity: Tensor
+    depth: Tensor
+
+
+@torch.no_grad()
+def build_cache(
+    planes: Tensor, weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor, surface: FrontalSurface,
+    keep: Tensor, samples: int, thickness: float, chunk: int = 8192,
+) -> RayCache:
+    """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior's matter is, one third near its surface."""
+    index = keep.flatten().nonzero()[:, 0]
+    near_surface = max(2, samples // 3)
+    parts = []
+    for ids in index.split(chunk):
+        o, d = rays_o.reshape(-1, 3)[ids], rays_d.reshape(-1, 3)[ids]
+        near, far, hit = ray_cylinder(o, d, radius)
+        near, far = torch.where(hit, near, 2.3), torch.where(hit, far, 2.3)
+        t, edges = stratified_samples(near, far, 32)
+        points = o[:, None] + t[..., None] * d[:, None]
+        density, colour = field_of([planes], weights, radius)(points.reshape(1, -1, 3))
+        density, colour = density.view(*t.shape, 1), colour.view(*t.shape, 3)
+        w = composite(density, colour, t, edges[..., 1:] - edges[..., :-1])[3]
+        t_mass = importance_samples(edges, smooth_weights(w, floor=0.002), samples - near_surface)
+        z = surface.depth.flatten()[ids][:, None]
+        offset = torch.linspace(-0.6, 0.8, near_surface, device=z.device) * thickness
+        t_near = torch.maximum(torch.minimum(z + offset, far), near)
+        t = torch.cat([t_mass, t_near], dim=-1).sort(dim=-1).values
+        edges = interval_edges(t, near, far)
+        deltas = edges[..., 1:] - edges[..., :-1]
+        coords = world_to_head(o[:, None] + t[..., None] * d[:, None]) / radius
+        features = sample_planes(planes, coords.reshape(1, -1, 3))[0].view(*t.shape, -1)
+        density, colour = decode(features, weights)
+        _, opacity, depth, _ = composite(density, colour, t, deltas)
+        parts.append((coords, features, t, deltas, opacity, depth))
+    coords, features, t, deltas, opacity, depth = (torch.cat(p) for p in zip(*parts))
+    return RayCache(index, coords, features, t, deltas, opacity, depth)
+
+
+def render_cached(cache: RayCache, rows: Tensor, grid: Tensor, weights: DecoderWeights) -> tuple:
+    """Render cached rays with the detail grid added.
+
+    Args:
+        rows: (M,) rows of the cache; grid: (1, 1, C, D, H, W), already gated.
+    Returns: rgb (M, 3) premultiplied, opacity (M, 1), depth (M, 1).
+    """
+    coords = cache.coords[rows]
+    extra = sample_planes(grid, coords.reshape(1, -1, 3))[0].view(*coords.shape[:2], -1)
+    raw = decode_raw(cache.features[rows] + extra, weights)
+    density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
+    rgb, opacity, depth, _ = composite(density, colour, cache.t[rows], cache.deltas[rows])
+    return rgb, opacity, depth
+
+
+def total_variation(grid: Tensor) -> Tensor:
+    """Mean absolute difference between neighbouring columns and rows of a grid (..., H, W)."""
+    return (grid[..., 1:] - grid[..., :-1]).abs().mean() + (grid[..., 1:, :] - grid[..., :-1, :]).abs().mean()

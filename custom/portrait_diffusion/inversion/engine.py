@@ -1,0 +1,242 @@
+"""Inversion: encoder, latent optimisation with the photo's camera, detail grid. Checkpointed, seeded, deterministic on a CPU."""
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..ops.volrend import render_rays
+from ..priors.bundled import BundledPrior, Latent
+from .camera import PhotoCamera
+from .config import InversionConfig
+from .detail import build_cache, field_of, frontal_surface, render_cached, total_variation, visibility_gate
+from .target import Target
+
+log = logging.getLogger("portrait_diffusion")
+StepFn = Callable[[str, int, int, dict], None]
+
+
+class Inversion:
+    """Fits a prior to one aligned photo.
+
+    Args:
+        prior: encoder and generator.
+        target: aligned photo at `cfg.detail_size` or larger.
+        yaw_deg, pitch_deg: estimated azimuth and elevation of the photo's camera.
+        cfg: settings.
+        perceptual: ST-LPIPS module or None.
+        seed: of every random choice.
+        checkpoint: file to resume from and to write to; None keeps nothing.
+        on_step: called with (stage, step, steps, losses) after every step.
+    """
+
+    def __init__(
+        self, prior: BundledPrior, target: Target, yaw_deg: float, pitch_deg: float, cfg: InversionConfig,
+        perceptual=None, seed: int = 0, checkpoint: Path | None = None, on_step: StepFn | None = None,
+    ):
+        self.prior, self.target, self.cfg, self.perceptual = prior, target, cfg, perceptual
+        self.checkpoint, self.on_step = checkpoint, on_step or (lambda *args: None)
+        self.weights, self.radius = prior.decoder, prior.radius
+        self.rng = torch.Generator().manual_seed(seed)
+        self.camera = PhotoCamera(yaw_deg, pitch_deg)
+        self.stage, self.step = "latent", 0
+        self.curves: dict = {}
+        small = target.resized(128)
+        self.start = prior.encode(small.rgb, small.alpha, small.valid, yaw_deg, pitch_deg)
+        self.latent = Latent(
+            self.start.ws.clone().requires_grad_(True),
+            {r: f.clone().requires_grad_(True) for r, f in self.start.features.items()},
+        )
+        self.grid: Tensor | None = None
+        self.gate: Tensor | None = None
+        self.optimizer = self._latent_optimizer()
+        if checkpoint is not None and checkpoint.is_file():
+            self.load_state_dict(torch.load(checkpoint, weights_only=True))
+            log.info("resuming the inversion in stage '%s' at step %d", self.stage, self.step)
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+    def _latent_optimizer(self) -> torch.optim.Adam:
+        c = self.cfg
+        return torch.optim.Adam(
+            [
+                {"params": [self.latent.ws], "lr": c.latent_lr, "base": c.latent_lr},
+                {"params": list(self.latent.features.values()), "lr": c.feature_lr, "base": c.feature_lr},
+                {"params": [self.camera.values], "lr": c.camera_lr, "base": c.camera_lr},
+            ],
+            betas=(0.9, 0.99),
+        )
+
+    def state_dict(self) -> dict:
+        """Plain containers and tensors: everything to continue bit for bit."""
+        return {
+            "stage": self.stage, "step": self.step, "rng": self.rng.get_state(), "curves": self.curves,
+            "ws": self.latent.ws.detach(), "features": {r: f.detach() for r, f in self.latent.features.items()},
+            "camera": self.camera.state_dict(), "grid": None if self.grid is None else self.grid.detach(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        with torch.no_grad():
+            self.latent.ws.copy_(state["ws"])
+            for r, f in state["features"].items():
+                self.latent.features[r].copy_(f)
+        self.camera.load_state_dict(state["camera"])
+        self.stage, self.step, self.curves = state["stage"], state["step"], state["curves"]
+        self.rng.set_state(state["rng"])
+        if self.stage == "latent":
+            self.optimizer.load_state_dict(state["optimizer"])
+        elif self.stage == "detail":
+            self._begin_detail()
+            with torch.no_grad():
+                self.grid.copy_(state["grid"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.grid = state["grid"]
+
+    def save(self) -> None:
+        """Write the checkpoint atomically."""
+        if self.checkpoint is None:
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(self.state_dict(), temporary)
+        os.replace(temporary, self.checkpoint)
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+    def run(self) -> "Inversion":
+        """All remaining stages. The result is in `planes()` and `camera`."""
+        if self.stage == "latent":
+            self._loop("latent", self.cfg.latent_steps, self._latent_step)
+            self.stage, self.step = "detail", 0
+            self._begin_detail()
+            self.save()
+        if self.stage == "detail":
+            self._loop("detail", self.cfg.detail_steps, self._detail_step)
+            with torch.no_grad():
+                self.grid = (self.grid * self.gate).detach()
+            self.stage = "done"
+            self.save()
+        return self
+
+    def _loop(self, stage: str, steps: int, step_fn: Callable[[], dict]) -> None:
+        while self.step < steps:
+            share = self.step / max(1, steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base"] * min(1.0, (self.step + 1) / 5) * (1.0 if share < 0.5 else 2.0 * (1 - share) + 1e-2)
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = step_fn()
+            total = sum(losses.values())
+            total.backward()
+            self.optimizer.step()
+            self.step += 1
+            values = {k: float(v.detach()) for k, v in losses.items()}
+            for k, v in values.items():
+                self.curves.setdefault(f"{stage}/{k}", []).append(v)
+            self.on_step(stage, self.step, steps, values)
+            if self.step % self.cfg.checkpoint_every == 0:
+                self.save()
+
+    def _compare(self, rgb: Tensor, alpha: Tensor, target: Target, valid: Tensor) -> dict:
+        """L1 on premultiplied colour and on alpha over valid pixels; all (1, C, h, w)."""
+        count = valid.sum().clamp(min=1.0)
+        return {
+            "rgb": self.cfg.lambda_rgb * ((rgb - target.rgb).abs().mean(dim=1, keepdim=True) * valid).sum() / count,
+            "alpha": self.cfg.lambda_alpha * ((alpha - target.alpha).abs() * valid).sum() / count,
+        }
+
+    def _perceptual(self, rgb: Tensor, alpha: Tensor, target: Target) -> dict:
+        """ST-LPIPS over white; where the photo knows nothing the render stands on both sides."""
+        if self.perceptual is None or self.cfg.lambda_perceptual == 0:
+            return {}
+        mine = (rgb + 1 - alpha) * target.valid
+        theirs = (target.rgb + 1 - target.alpha) * target.valid
+        return {"perceptual": self.cfg.lambda_perceptual * self.perceptual(mine, theirs).mean()}
+
+    def _latent_step(self) -> dict:
+        c, size = self.cfg, self.cfg.latent_size
+        target = self.target.resized(size)
+        planes = self.prior.synthesize(self.latent)
+        rays_o, rays_d = self.camera.rays(size)
+        out = render_rays(
+            field_of([planes], self.weights, self.radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius,
+            c.latent_samples, c.latent_samples, self.rng,
+        )
+        rgb = out["rgb"].transpose(1, 2).view(1, 3, size, size)
+        alpha = out["opacity"].transpose(1, 2).view(1, 1, size, size)
+        losses = self._compare(rgb, alpha, target, target.valid) | self._perceptual(rgb, alpha, target)
+        pull = (self.latent.ws - self.start.ws).square().mean()
+        pull = pull + sum((f - self.start.features[r]).square().mean() for r, f in self.latent.features.items())
+        return losses | {"latent": c.lambda_latent * pull, "camera": c.lambda_camera * self.camera.deviation()}
+
+    def _begin_detail(self) -> None:
+        """Freeze planes and camera, cache the photo's rays, make an empty grid. A pure function of latent and camera."""
+        c = self.cfg
+        with torch.no_grad():
+            self.planes_fixed = self.prior.synthesize(self.latent).detach()
+            rays_o, rays_d = self.camera.rays(c.detail_size)
+        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, rays_o, rays_d)
+        target = self.detail_target = self.target.resized(c.detail_size)
+        shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
+        self.gate = visibility_gate(surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device)
+        touched = (target.alpha[0, 0] > 0.004) | (surface.opacity > 0.004)
+        keep = touched & (target.valid[0, 0] > 0)
+        self.cache = build_cache(
+            self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples, c.detail_thickness
+        )
+        self.grid = torch.zeros(1, 1, self.planes_fixed.shape[2], *shape, requires_grad=True)
+        self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long)
+        self.row_of_pixel[self.cache.index] = torch.arange(len(self.cache.index))
+        self.optimizer = torch.optim.Adam([{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99))
+
+    def _detail_pixels(self) -> tuple:
+        """Pixels of this step: a random strided window (every third step dense) so that perceptual loss sees an image."""
+        c = self.cfg
+        side = int(c.detail_rays**0.5)
+        largest = max(1, c.detail_size // side)
+        stride = 1 if self.step % 2 else largest
+        room = c.detail_size - stride * (side - 1)
+        y0, x0 = torch.randint(0, room, (2,), generator=self.rng).tolist()
+        return y0 + stride * torch.arange(side), x0 + stride * torch.arange(side)
+
+    def _detail_step(self) -> dict:
+        c = self.cfg
+        ys, xs = self._detail_pixels()
+        side = len(ys)
+        pixels = (ys[:, None] * c.detail_size + xs[None]).flatten()
+        rows = self.row_of_pixel[pixels]
+        known = rows >= 0
+        gated = self.grid * self.gate
+        rgb, opacity, depth = render_cached(self.cache, rows[known], gated, self.weights)
+        where = known.nonzero()[:, 0]
+        image = rgb.new_zeros(side * side, 4).index_copy(0, where, torch.cat([rgb, opacity], dim=-1))
+        image = image.t().view(1, 4, side, side)
+        t = self.detail_target
+        target = Target(*(x[:, :, ys][:, :, :, xs] for x in (t.rgb, t.alpha, t.valid)))
+        losses = self._compare(image[:, :3], image[:, 3:], target, target.valid)
+        losses |= self._perceptual(image[:, :3], image[:, 3:], target)
+        before, depth_before = self.cache.opacity[rows[known]], self.cache.depth[rows[known]]
+        agree = ((before - target.alpha.flatten()[where][:, None]).abs() < 0.3).float()
+        drift = (opacity - before).abs() + 5.0 * (depth - depth_before).abs().clamp(max=0.1) * before
+        losses["geometry"] = c.lambda_geometry * (drift * agree).mean()
+        losses["detail"] = c.lambda_detail * self.grid.square().mean()
+        losses["smooth"] = c.lambda_smooth * total_variation(gated)
+        return losses
+
+    def planes(self) -> list:
+        """The result as a pyramid: the prior's planes and the gated detail grid (frontal plane only)."""
+        with torch.no_grad():
+            base = self.prior.synthesize(self.latent).detach()
+        if self.grid is None or self.cfg.detail_steps == 0:
+            return [base]
+        grid = self.grid.detach() if self.stage == "done" else (self.grid * self.gate).detach()
+        return [base, grid]
+
+
+def psnr_inside(rgb: Tensor, alpha: Tensor, target: Target) -> float:
+    """PSNR over white inside the matte (alpha > 0.5 and valid); a quick number for the progress display."""
+    inside = ((target.alpha > 0.5) & (target.valid > 0)).float()
+    error = ((rgb + 1 - alpha) - (target.rgb + 1 - target.alpha)).square().mean(dim=1, keepdim=True)
+    mse = (error * inside).sum() / inside.sum().clamp(min=1)
+    return float(-10 * torch.log10(mse.clamp(min=1e-10)))

@@ -1,0 +1,149 @@
+"""Tri-planes, tri-grids and pyramids of them: sampling, and the decoder that turns features into density and colour.
+
+Axes: ``B`` batch, ``N`` points, ``C`` channels, ``D, H, W`` depth, rows and columns of a plane. Coordinates are in the
+head frame (x right, y up, z to the viewer), divided by the box radius, so the box is [-1, 1]^3.
+
+Plane axes. Plane k reads coordinate ``axes[k][0]`` along its columns, ``axes[k][1]`` along its rows and ``axes[k][2]``
+along its depth (tri-grids only); -1 is the first column, row or layer, so y grows with the row: planes of a standing
+head are stored upside down. Ours, the corrected form of EG3D's:
+
+    plane 0: (x, y), depth z      plane 1: (x, z), depth y      plane 2: (z, y), depth x
+
+Planes 0 and 2 share their rows, so a feature at some height sits in the same row of the frontal and the profile plane.
+Trained weights need the axes they were trained with: ``EG3D_AXES`` repeats a slip (plane 2 reads (z, x), so there is no
+y-z plane; github.com/NVlabs/eg3d/issues/67), ``PANOHEAD_AXES`` has plane 2 as (y, z), the transpose of ours.
+"""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLANE_AXES = ((0, 1, 2), (0, 2, 1), (2, 1, 0))
+EG3D_AXES = ((0, 1, 2), (0, 2, 1), (2, 0, 1))
+PANOHEAD_AXES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+
+PlaneAxes = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]
+
+
+class DecoderWeights(NamedTuple):
+    """Weights of the two-layer decoder; row 0 of the output is density, rows 1 to 3 are colour."""
+
+    hidden_weight: Tensor  # (64,C)
+    hidden_bias: Tensor  # (64,)
+    output_weight: Tensor  # (4,64)
+    output_bias: Tensor  # (4,)
+
+
+def _sample_level(planes: Tensor, coords: Tensor, axes: PlaneAxes) -> Tensor:
+    """Features of one level before the reduction over planes: (B,3,C,N)."""
+    if planes.ndim not in (5, 6) or planes.shape[1] not in (1, 3):
+        raise ValueError(
+            "planes must have shape (B,3,C,H,W) or (B,3,C,D,H,W), with 1 in place of 3 for the frontal plane alone, "
+            f"got {tuple(planes.shape)}."
+        )
+    if coords.ndim != 3 or coords.shape[-1] != 3 or coords.shape[0] != planes.shape[0]:
+        raise ValueError(
+            f"coords must have shape (B,N,3) with the planes' batch size {planes.shape[0]}, got {tuple(coords.shape)}."
+        )
+    if planes.ndim == 6 and planes.shape[3] == 1:
+        planes = planes[:, :, :, 0]
+    dims = planes.ndim - 3  # 2 for planes, 3 for grids
+    n_planes = planes.shape[1]
+    order = [axis for plane in axes[:n_planes] for axis in plane[:dims]]
+    grid = coords[..., order].unflatten(-1, (n_planes, dims)).transpose(1, 2).flatten(0, 1)  # (3B,N,dims)
+    grid = grid.reshape(grid.shape[0], *[1] * (dims - 1), -1, dims)
+    features = F.grid_sample(
+        planes.flatten(0, 1), grid.to(planes.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return features.reshape(*planes.shape[:3], -1)
+
+
+def sample_planes(
+    planes: Tensor | list[Tensor] | tuple[Tensor, ...],
+    coords: Tensor,
+    reduce: str = "mean",
+    level_reduce: str = "sum",
+    axes: PlaneAxes = PLANE_AXES,
+) -> Tensor:
+    """Features of a tri-plane (Chan et al., "Efficient Geometry-aware 3D GANs", 2022), tri-grid (An et al., "PanoHead",
+    2023) or pyramid of them at given points.
+
+    Interpolation is (tri)linear between texel centres (``align_corners=False``: the first centre is -1 + 1/W), with
+    zeros outside. A grid with D layers has their centres at ``-1 + (2d + 1) / D`` and fades to 0 outside them;
+    with D = 1 it is taken as a plane and does not fade (PanoHead's ablation with D = 1 does).
+
+    Args:
+        planes: (B,3,C,H,W) or (B,3,C,D,H,W), or a list of such with equal B and C (a pyramid, any order of sizes).
+            A level with one plane instead of three is the frontal plane 0 alone; the others count as zero in the mean.
+        coords: (B,N,3) head frame divided by the box radius.
+        reduce: "mean" or "sum" over the three planes (EG3D and PanoHead: mean).
+        level_reduce: "sum" or "mean" over the levels of a pyramid (Portrait3D: mean).
+        axes: which coordinates each plane reads, see the module text.
+
+    Returns: (B,N,C). Once differentiable in planes and coords; PyTorch's grid_sample has no second derivative.
+    Raises: ValueError for wrong shapes or reductions.
+    """
+    levels = list(planes) if isinstance(planes, (list, tuple)) else [planes]
+    if not levels:
+        raise ValueError("planes is an empty list; give at least one level.")
+    for name, how in (("reduce", reduce), ("level_reduce", level_reduce)):
+        if how not in ("mean", "sum"):
+            raise ValueError(f"{name} must be 'mean' or 'sum', got '{how}'.")
+    total = sum(_sample_level(level, coords, axes).sum(dim=1) for level in levels)  # (B,C,N)
+    divisor = (3 if reduce == "mean" else 1) * (len(levels) if level_reduce == "mean" else 1)
+    return (total / divisor if divisor != 1 else total).transpose(1, 2)
+
+
+def init_decoder(channels: int, hidden: int = 64, generator: torch.Generator | None = None) -> DecoderWeights:
+    """Fresh decoder weights: normal with standard deviation ``1/sqrt(fan_in)``, zero biases.
+
+    Args:
+        channels: C of the planes.
+        hidden: width of the hidden layer.
+        generator: source of randomness; None is torch's global one.
+    """
+    return DecoderWeights(
+        torch.randn(hidden, channels, generator=generator) / channels**0.5,
+        torch.zeros(hidden),
+        torch.randn(4, hidden, generator=generator) / hidden**0.5,
+        torch.zeros(4),
+    )
+
+
+def decode_raw(features: Tensor, weights: DecoderWeights) -> Tensor:
+    """Decoder without output activations: linear, softplus, linear.
+
+    Args:
+        features: (...,C).
+        weights: a :class:`DecoderWeights` or the same four tensors as a tuple; equalised gains are already folded in.
+
+    Returns: (...,4) raw density and raw colour, float32 (float64 for float64 input) also under autocast.
+    """
+    hidden_weight, hidden_bias, output_weight, output_bias = weights
+    hidden = F.softplus(F.linear(features, hidden_weight, hidden_bias))
+    raw = F.linear(hidden, output_weight, output_bias)
+    return raw if raw.dtype == torch.float64 else raw.float()
+
+
+def density_activation(raw: Tensor) -> Tensor:
+    """``softplus(raw - 1)``, density per scene unit (EG3D)."""
+    return F.softplus(raw - 1)
+
+
+def colour_activation(raw: Tensor) -> Tensor:
+    """``sigmoid(raw) * 1.002 - 0.001``, colour in [-0.001, 1.001] (EG3D; the margin is mip-NeRF's)."""
+    return torch.sigmoid(raw) * (1 + 2 * 0.001) - 0.001
+
+
+def decode(features: Tensor, weights: DecoderWeights) -> tuple[Tensor, Tensor]:
+    """Density and colour from plane features, as EG3D decodes them.
+
+    Args:
+        features: (...,C).
+        weights: see :class:`DecoderWeights`.
+
+    Returns: density (...,1) >= 0 per scene unit, colour (...,3) in [-0.001, 1.001].
+    """
+    raw = decode_raw(features, weights)
+    return density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])

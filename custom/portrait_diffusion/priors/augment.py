@@ -1,0 +1,71 @@
+"""Augmentations that make renders of synthetic heads look like what a photo and its matte deliver; batched, on the device."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def uniform(shape: tuple, low: float, high: float, generator: torch.Generator, device) -> Tensor:
+    """Uniform numbers in [low, high) from a generator on `device`."""
+    return torch.rand(shape, generator=generator, device=device) * (high - low) + low
+
+
+def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """One photometric change a sample, the same for all of its views: gain per channel, exposure, gamma, saturation.
+
+    Args: rgb (B, ..., 3) in [0, 1]; strength (B,) in [0, 1]. Returns: the same shape, clamped to [0, 1].
+    """
+    b, device = rgb.shape[0], rgb.device
+    shape = (b,) + (1,) * (rgb.dim() - 2)
+
+    def draw(low, high, channels=1):
+        value = uniform((*shape, channels), low, high, generator, device)
+        return value * strength.view(*shape, 1)
+
+    exposure = torch.exp(draw(-0.3, 0.3) + draw(-0.08, 0.08, 3))
+    gamma = torch.exp(draw(-0.3, 0.3))
+    grey = rgb.mean(dim=-1, keepdim=True)
+    out = grey + (rgb - grey) * torch.exp(draw(-0.35, 0.35))
+    out = (out.clamp(1e-4, 1.0) ** gamma) * exposure
+    return out.clamp(0.0, 1.0)
+
+
+def affine_jitter(images: Tensor, generator: torch.Generator, shift: float = 0.02, scale: float = 0.04) -> Tensor:
+    """Small similarity jitter of what the encoder sees: alignment of real photos is never exact. images (B, C, S, S)."""
+    b, device = images.shape[0], images.device
+    s = 1.0 + uniform((b,), -scale, scale, generator, device)
+    angle = uniform((b,), -0.05, 0.05, generator, device)
+    t = uniform((b, 2), -2 * shift, 2 * shift, generator, device)
+    cos, sin = torch.cos(angle) * s, torch.sin(angle) * s
+    theta = torch.stack([torch.stack([cos, -sin, t[:, 0]], -1), torch.stack([sin, cos, t[:, 1]], -1)], dim=1)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+
+
+def degrade(premultiplied: Tensor, alpha: Tensor, generator: torch.Generator) -> tuple:
+    """Blur, noise, and matte errors of a photograph. premultiplied (B, 3, S, S), alpha (B, 1, S, S); returns both changed."""
+    b, device = alpha.shape[0], alpha.device
+    both = torch.cat([premultiplied, alpha], dim=1)
+    soft = F.avg_pool2d(F.pad(both, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    amount = uniform((b, 1, 1, 1), -1.0, 1.0, generator, device).clamp(min=0.0)
+    both = torch.lerp(both, soft, amount)
+    rgb, alpha = both[:, :3], both[:, 3:]
+    sigma = uniform((b, 1, 1, 1), 0.0, 0.03, generator, device)
+    rgb = rgb + sigma * torch.randn(rgb.shape, generator=generator, device=device) * alpha
+    # a low-frequency field grows or eats the matte's edge, as matting networks do
+    field = torch.randn((b, 1, 8, 8), generator=generator, device=device)
+    field = F.interpolate(field, size=alpha.shape[-2:], mode="bilinear", align_corners=False)
+    edge = alpha * (1 - alpha) * 4
+    eaten = (alpha + 0.35 * edge * field).clamp(0, 1)
+    rgb = rgb * torch.where(alpha > 1e-3, eaten / alpha.clamp(min=1e-3), torch.ones_like(alpha)).clamp(max=1.5)
+    return rgb.clamp(0, 1), eaten
+
+
+def unknown_border(b: int, size: int, generator: torch.Generator, device, probability: float = 0.4) -> Tensor:
+    """valid mask (B, 1, S, S): sometimes the photograph ends inside the canonical crop (below, at a side, above)."""
+    position = torch.arange(size, device=device) / size
+    on = (torch.rand((b, 4), generator=generator, device=device) < probability / 2).float()
+    limit = torch.tensor([0.30, 0.12, 0.12, 0.05], device=device)  # bottom, left, right, top
+    cut = on * torch.rand((b, 4), generator=generator, device=device) * limit
+    vertical = (position[None] < 1 - cut[:, :1]) & (position[None] >= cut[:, 3:4])
+    horizontal = (position[None] >= cut[:, 1:2]) & (position[None] < 1 - cut[:, 2:3])
+    return (vertical[:, None, :, None] & horizontal[:, None, None, :]).float()

@@ -1,0 +1,70 @@
+"""The prior that ships with the package: encoder and generator in one object with the calls that inversion needs."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.canonical import BOX_RADIUS
+from ..ops.triplane import DecoderWeights
+from .alignment import encoder_input
+from .networks import Encoder, Generator
+from .storage import load_spec, load_weights
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+@dataclass
+class Latent:
+    """What inversion optimises: style vectors (1, num_ws, w_dim) and spatial features {resolution: (1, C, r, r)}."""
+
+    ws: Tensor
+    features: dict
+
+
+class BundledPrior(nn.Module):
+    """Frontal portrait to tri-planes with the bundled generator and encoder.
+
+    Args:
+        generator_path, encoder_path: safetensors written by the training; None is the shipped pair.
+    Raises: EnvironmentProblem when a file is missing, UsageError when it does not fit.
+    """
+
+    radius = BOX_RADIUS
+
+    def __init__(self, generator_path: str | Path | None = None, encoder_path: str | Path | None = None):
+        super().__init__()
+        generator_path = Path(generator_path or WEIGHTS / "prior.safetensors")
+        encoder_path = Path(encoder_path or WEIGHTS / "encoder.safetensors")
+        self.generator = load_weights(Generator(load_spec(generator_path, "generator")), generator_path, "generator")
+        self.encoder = load_weights(Encoder(load_spec(encoder_path, "encoder")), encoder_path, "encoder")
+        self.files = (generator_path, encoder_path)
+        self.requires_grad_(False).eval()
+
+    @property
+    def decoder(self) -> DecoderWeights:
+        """Effective weights of the density and colour decoder."""
+        return DecoderWeights(*(w.detach() for w in self.generator.decoder.weights()))
+
+    @torch.no_grad()
+    def encode(self, premultiplied: Tensor, alpha: Tensor, valid: Tensor, yaw_deg: float, pitch_deg: float) -> Latent:
+        """Latent of an aligned portrait.
+
+        Args:
+            premultiplied: (1, 3, S, S) in [0, 1]; alpha, valid: (1, 1, S, S).
+            yaw_deg, pitch_deg: azimuth and elevation of the photo's camera, degrees.
+        """
+        angle = premultiplied.new_tensor
+        x = encoder_input(
+            premultiplied, alpha, valid, angle([yaw_deg]), angle([pitch_deg]), self.encoder.spec.encoder_input
+        )
+        ws, _, features = self.encoder(x)
+        return Latent(ws, features)
+
+    def sample(self, z: Tensor, truncation: float = 0.7) -> Latent:
+        """Random heads. Args: z (B, z_dim) standard normal; truncation in [0, 1]."""
+        return Latent(self.generator.broadcast(self.generator.mapping(z), truncation), {})
+
+    def synthesize(self, latent: Latent) -> Tensor:
+        """Planes (B, 3, C, R, R) of a latent; differentiable in the latent."""
+        return self.generator.synthesis(latent.ws, latent.features)

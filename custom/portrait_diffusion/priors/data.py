@@ -1,0 +1,80 @@
+"""Multi-view training data in device memory: all shards as bytes on the device, batches by indexing, no data loader."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+
+
+@dataclass
+class MultiViewData:
+    """Images and cameras of many subjects.
+
+    Attributes:
+        rgba: (N, V, S, S, 4) uint8, straight colour and alpha.
+        depth: (N, V, S, S) float16 distance along the unit ray, 0 where nothing is hit; None when the shards have none.
+        c2w: (N, V, 4, 4) world frame; fovy: (N, V) radians.
+        azimuth, elevation: (N, V) degrees.
+    """
+
+    rgba: Tensor
+    depth: Tensor | None
+    c2w: Tensor
+    fovy: Tensor
+    azimuth: Tensor
+    elevation: Tensor
+
+    def __len__(self) -> int:
+        return self.rgba.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.rgba.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.rgba.device
+
+
+def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiViewData:
+    """Read every shard of a data set written by `synthetic.dataset` into memory of `device`.
+
+    Raises UsageError when the folder holds no shard.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*_[0-9]*.npz"))
+    if not paths:
+        raise UsageError(f"No shards (SPLIT_00000.npz) in {folder}; render a data set first (portrait_diffusion.synthetic.dataset).")
+    parts: dict = {}
+    count = 0
+    for path in paths:
+        with np.load(path, allow_pickle=False) as shard:
+            for key in ("rgba", "depth", "c2w", "camera"):
+                if key in shard.files:
+                    parts.setdefault(key, []).append(shard[key])
+        count += len(parts["rgba"][-1])
+        if limit and count >= limit:
+            break
+
+    def stack(key, dtype):
+        values = np.concatenate(parts[key])[:limit]
+        return torch.from_numpy(values).to(device=device, dtype=dtype)
+
+    camera = stack("camera", torch.float32)  # (N, V, 4): azimuth, elevation, distance, fovy in degrees
+    return MultiViewData(
+        rgba=stack("rgba", torch.uint8),
+        depth=stack("depth", torch.float16) if len(parts.get("depth", [])) == len(parts["rgba"]) else None,
+        c2w=stack("c2w", torch.float32),
+        fovy=torch.deg2rad(camera[..., 3]),
+        azimuth=camera[..., 0],
+        elevation=camera[..., 1],
+    )
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """Manifests of a data set by file name, {} if there is none."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("manifest_*.json"))}

@@ -1,0 +1,50 @@
+"""Rendering of a batch of heads, each with its own planes, for training and evaluation of priors."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.cameras import world_to_head
+from ..ops.canonical import BOX_RADIUS
+from ..ops.triplane import PLANE_AXES, DecoderWeights, colour_activation, decode_raw, density_activation, sample_planes
+from ..ops.volrend import render_rays
+
+
+def plane_features(planes: Tensor, coords: Tensor) -> Tensor:
+    """`sample_planes`, through the Triton kernels where planes are on a GPU (bfloat16 out); no coordinate gradient there."""
+    if planes.is_cuda and not coords.requires_grad and planes.dim() == 5:
+        from ..ops.triplane_triton import SampleTriplanes
+
+        return SampleTriplanes.apply(planes, coords, PLANE_AXES, torch.bfloat16)
+    return sample_planes(planes, coords)
+
+
+def decode_half(features: Tensor, weights: DecoderWeights) -> Tensor:
+    """`decode_raw` in the features' own half precision (autocast would widen softplus to float32)."""
+    half = features.dtype
+    w1, b1, w2, b2 = (w.to(half) for w in weights)
+    return F.linear(F.softplus(F.linear(features, w1, b1)), w2, b2).float()
+
+
+def render_planes(
+    planes: Tensor, weights: tuple, rays_o: Tensor, rays_d: Tensor, coarse: int, fine: int, generator: torch.Generator | None
+) -> dict:
+    """Render M images, each from its own planes.
+
+    Args:
+        planes: (M, 3, C, R, R); weights: four decoder tensors.
+        rays_o, rays_d: (M, H, W, 3) world space.
+        coarse, fine: samples a ray; generator: None renders deterministically.
+    Returns: rgb (M, 3, H, W) premultiplied, opacity (M, 1, H, W), depth (M, 1, H, W) along the ray.
+    """
+    weights = DecoderWeights(*weights)
+    m, h, w, _ = rays_o.shape
+
+    def field(points: Tensor) -> tuple:
+        with torch.autocast(points.device.type, enabled=False):
+            features = plane_features(planes, world_to_head(points) / BOX_RADIUS)
+            raw = decode_half(features, weights) if features.dtype == torch.bfloat16 else decode_raw(features, weights)
+        return density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
+
+    flat_o, flat_d = rays_o.reshape(m, h * w, 3), rays_d.reshape(m, h * w, 3)
+    out = render_rays(field, flat_o, flat_d, BOX_RADIUS, coarse, fine, generator, compact=not planes.is_cuda)
+    return {k: out[k].transpose(1, 2).reshape(m, -1, h, w) for k in ("rgb", "opacity", "depth")}

@@ -1,0 +1,173 @@
+"""Volume renderer for portraits, registered as ``portrait-diffusion-volume-renderer``."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..host import VolumeRenderer, register
+from ..ops.cameras import BOX_RADIUS, get_rays
+from ..ops.volrend import OPACITY_EPS, render_rays
+
+
+@register("portrait-diffusion-volume-renderer")
+class PortraitVolumeRenderer(VolumeRenderer):
+    """Two-pass volume rendering inside the upright cylinder, with threestudio's output keys; runs on CPU and GPU.
+
+    ``material`` None takes the geometry's features as colour; ``background`` None is white.
+    """
+
+    @dataclass
+    class Config(VolumeRenderer.Config):
+        radius: float = BOX_RADIUS  # of the cylinder that is rendered, scene units; equal to geometry.radius
+        num_samples_per_ray: int = 32  # first pass, evenly spaced
+        num_importance_samples: int = 32  # second pass, where the first found matter; 0 turns it off
+        eval_chunk_size: int = 0  # rays at a time outside training; 0: 2048 on a CPU (fits its caches), else 65536
+        randomized: bool = True  # random sample positions while training; evaluation is deterministic
+        return_normals: bool = False  # comp_normal, at the expected depth of each ray
+
+        def __post_init__(self) -> None:
+            if self.num_samples_per_ray < 1 or self.num_importance_samples < 0 or self.eval_chunk_size < 0:
+                raise UsageError(
+                    "renderer.num_samples_per_ray must be at least 1, num_importance_samples and eval_chunk_size at "
+                    f"least 0, got {self.num_samples_per_ray}, {self.num_importance_samples}, {self.eval_chunk_size}."
+                )
+
+    cfg: Config
+
+    def forward(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        light_positions: Tensor | None = None,
+        bg_color: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Render a batch of views.
+
+        Args:
+            rays_o, rays_d: (B,H,W,3) world space, unit directions; the rays of one view start at one point.
+            light_positions: (B,3), for materials that shade.
+            bg_color: (B,C) or (B,H,W,C), replaces the background.
+            generator: source of the random sample positions in training; None seeds one from torch's global state.
+            kwargs: other batch keys, ignored.
+
+        Returns: comp_rgb, comp_rgb_fg (premultiplied), comp_rgb_bg (B,H,W,C); opacity, z_variance (B,H,W,1);
+            depth (B,H,W,1) expected distance along the ray, 0 where nothing is; comp_normal (B,H,W,3) if configured.
+            In training also the samples, flat over B, H, W and samples: weights, t_points, t_intervals (Np,1),
+            points, t_dirs (Np,3), ray_indices (Np,).
+        """
+        if self.training and self.cfg.randomized and generator is None:
+            seed = int(torch.randint(2**31, (1,)))
+            generator = torch.Generator(rays_o.device).manual_seed(seed)
+        if not (self.training and self.cfg.randomized):
+            generator = None
+        chunk = None if self.training else self._chunk(rays_o)
+        return self._images(rays_o, rays_d, light_positions, bg_color, generator, chunk, self.cfg.return_normals)
+
+    @torch.no_grad()
+    def render(
+        self, c2w: Tensor, fovy: Tensor, height: int, width: int, bg_color: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Deterministic images with normals, whatever mode the module is in; without gradients.
+
+        Args:
+            c2w: (B,4,4).
+            fovy: (B,) vertical field of view in radians.
+            height, width: pixels.
+            bg_color: as in :meth:`forward`.
+
+        Returns: as :meth:`forward` in evaluation, always with comp_normal.
+        """
+        rays_o, rays_d = get_rays(c2w, fovy, height, width)
+        return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=True)
+
+    def _chunk(self, rays: Tensor) -> int:
+        return self.cfg.eval_chunk_size or (2048 if rays.device.type == "cpu" else 65536)
+
+    def _field(self, points: Tensor, origins: Tensor, light_positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Density and colour at points (B,N,3) seen from origins (B,1,3)."""
+        if self.material is None:
+            geometry = self.geometry(points)
+            return geometry["density"], geometry["features"]
+        geometry = self.geometry(points, output_normal=self.material.requires_normal)
+        lights = origins if light_positions is None else light_positions[:, None]
+        colour = self.material(
+            viewdirs=torch.nn.functional.normalize(points - origins, dim=-1),
+            positions=points,
+            light_positions=lights.expand_as(points),
+            **geometry,
+        )
+        return geometry["density"], colour
+
+    def _march(self, rays_o, rays_d, light_positions, generator, chunk, normals) -> dict[str, Tensor]:
+        """Rays (B,R,3) -> dict of (B,R,·), in chunks of about ``chunk`` rays."""
+        origins = rays_o[:, :1]
+        size = rays_o.shape[1] if chunk is None else max(1, chunk // rays_o.shape[0])
+        parts = []
+        for o, d in zip(rays_o.split(size, dim=1), rays_d.split(size, dim=1)):
+            part = render_rays(
+                lambda points: self._field(points, origins, light_positions),
+                o, d, self.cfg.radius, self.cfg.num_samples_per_ray, self.cfg.num_importance_samples, generator,
+            )  # fmt: skip
+            if normals:
+                part["normal"] = self._surface_normals(o, d, part)
+            if not (self.training and chunk is None):
+                part = {key: part[key] for key in part if key not in ("weights", "t", "deltas")}
+            parts.append(part)
+        return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
+
+    def _surface_normals(self, rays_o: Tensor, rays_d: Tensor, out: dict[str, Tensor]) -> Tensor:
+        """(n + 1) / 2 * opacity at the expected depth; 0 for rays that see nothing."""
+        seen = out["opacity"][..., 0] > OPACITY_EPS  # (B,R)
+        points = (rays_o + out["depth"] * rays_d)[seen]
+        image = torch.zeros_like(rays_o)
+        if len(points):
+            normal = self.geometry(points, output_normal=True)["normal"].to(image)
+            image = image.masked_scatter(seen[..., None], (normal + 1) / 2)
+        return image * out["opacity"]
+
+    def _images(self, rays_o, rays_d, light_positions, bg_color, generator, chunk, normals) -> dict[str, Tensor]:
+        batch, height, width = rays_o.shape[:3]
+        rays = (rays_o.reshape(batch, -1, 3), rays_d.reshape(batch, -1, 3))
+        marched = self._march(*rays, light_positions, generator, chunk, normals)
+        image = {
+            key: marched[key].unflatten(1, (height, width))
+            for key in ("rgb", "opacity", "depth", "z_variance", "normal")
+            if key in marched
+        }
+        foreground = image.pop("rgb")
+        background = self._background(rays_d, bg_color, foreground)
+        rgb = foreground + background * (1 - image["opacity"])
+        if not self.training and rgb.shape[-1] == 3:
+            rgb = rgb.clamp(0, 1)  # the decoder's colours reach 0.001 beyond
+        if "normal" in image:
+            image["comp_normal"] = image.pop("normal")
+        out = {"comp_rgb": rgb, "comp_rgb_fg": foreground, "comp_rgb_bg": background, **image}
+        return {**out, **self._samples(*rays, marched)} if "weights" in marched else out
+
+    def _background(self, rays_d: Tensor, bg_color: Tensor | None, like: Tensor) -> Tensor:
+        if bg_color is None:
+            return torch.ones_like(like) if self.background is None else self.background(dirs=rays_d)
+        if bg_color.shape[0] != like.shape[0] or bg_color.shape[-1] != like.shape[-1] or bg_color.ndim not in (2, 4):
+            raise UsageError(
+                f"bg_color must be (B,C) or (B,H,W,C) for images {tuple(like.shape)}, got {tuple(bg_color.shape)}."
+            )
+        return (bg_color[:, None, None] if bg_color.ndim == 2 else bg_color).expand_as(like)
+
+    @staticmethod
+    def _samples(rays_o: Tensor, rays_d: Tensor, marched: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All samples in threestudio's flat form; samples of rays that miss have weight and interval 0."""
+        t = marched["t"]  # (B,R,S)
+        dirs = rays_d[..., None, :].expand(*t.shape, 3)
+        rays = torch.arange(t.shape[0] * t.shape[1], device=t.device)
+        return {
+            "weights": marched["weights"].reshape(-1, 1),
+            "t_points": t.reshape(-1, 1),
+            "t_intervals": marched["deltas"].reshape(-1, 1),
+            "points": (rays_o[..., None, :] + t[..., None] * dirs).reshape(-1, 3),
+            "t_dirs": dirs.reshape(-1, 3),
+            "ray_indices": rays.repeat_interleave(t.shape[2]),
+        }

@@ -1,0 +1,282 @@
+"""Render a data set of synthetic portraits: several processes, resumable, one .npz a shard of subjects.
+
+Usage: ``python -m portrait_diffusion.synthetic.dataset OUT --split train --subjects 1000 --views 12 --size 128 --assets DIR --basis FILE``
+
+Shard ``SPLIT_00000.npz`` (N subjects, V views, S pixels):
+  ``rgba (N,V,S,S,4)`` uint8 straight colour + alpha; ``camera (N,V,4)`` float32 azimuth, elevation (degrees), distance, fovy (degrees);
+  ``target (N,V,3)``; ``c2w (N,V,4,4)`` float32; ``landmarks (N,5,3)`` head frame (eye centres, nose tip, mouth corners; smaller x first);
+  ``landmarks_px (N,V,5,2)``; ``landmarks_visible (N,V,5)`` bool; ``subject_index (N,)``;
+  and if asked for: ``label (N,V,S,S)`` uint8, ``depth (N,V,S,S)`` float16 (distance along the ray; 0 = nothing), ``normal (N,V,S,S,3)`` int8 (unit vector x 127, world frame).
+``manifest.json`` holds the arguments, versions, the shards and every subject's description.
+"""
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PortraitError, UsageError
+from .assets import find_assets
+from .cameras import Camera
+from .heads import load_head_basis
+from .subjects import SPLITS, canonical_lighting, sample_subject
+
+LOG = logging.getLogger("portrait_diffusion")
+VERSION = 1  # increase when the same arguments give other pictures
+EVALUATION_AZIMUTHS = (0.0, 15.0, -15.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0, 135.0, -135.0, 180.0)
+VISIBLE_TOLERANCE = 0.02  # a landmark is visible if the surface lies at most this much in front of it, scene units
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Everything that decides what is rendered (and goes into the manifest's hash)."""
+
+    split: str
+    n_subjects: int
+    views_per_subject: int
+    size: int
+    seed: int
+    supersample: int = 3
+    shard_size: int = 50
+    sampling: str = "training"  # or "evaluation": fixed azimuths, canonical light
+    extras: tuple[str, ...] = ()  # of label, depth, normal
+    version: int = VERSION
+
+    def digest(self, *files: Path) -> str:
+        """Short hash of the specification and of the given files' contents."""
+        h = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        for path in files:
+            h.update(Path(path).read_bytes())
+        return h.hexdigest()[:16]
+
+
+def training_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
+    """View 0 as a photograph would be taken; of the others half all around, half within 35 degrees of the front."""
+    cameras = []
+    for k in range(count):
+        if k == 0:
+            azimuth, elevation = rng.uniform(-20, 20), rng.uniform(-12, 12)
+        else:
+            azimuth = rng.uniform(-180, 180) if k % 2 else rng.uniform(-35, 35)
+            elevation = rng.uniform(-20, 30)
+        cameras.append(Camera(float(azimuth), float(elevation)))
+    return cameras
+
+
+def evaluation_cameras(count: int) -> list[Camera]:
+    """The first ``count`` fixed azimuths at elevation 0; view 0 is frontal."""
+    if count > len(EVALUATION_AZIMUTHS):
+        raise UsageError(f"Evaluation sampling has {len(EVALUATION_AZIMUTHS)} fixed views; {count} were asked for.")
+    return [Camera(azimuth, 0.0) for azimuth in EVALUATION_AZIMUTHS[:count]]
+
+
+class ShardRenderer:
+    """Renders shards; one lives in each worker process with its own OpenGL context."""
+
+    def __init__(self, spec: DatasetSpec, assets: str | None, basis: str, backend: str):
+        from .scene import SceneBuilder
+        self.spec, self.basis, self.assets = spec, load_head_basis(basis), find_assets(assets)
+        self.builder = SceneBuilder(self.basis, self.assets)
+        if backend == "gl":
+            from .raster_gl import GLRasterizer
+            self.rasterizer = GLRasterizer(spec.size, spec.supersample)
+        elif backend == "soft":
+            from .raster_soft import SoftRasterizer
+            self.rasterizer = SoftRasterizer(spec.size, spec.supersample)
+        else:
+            raise UsageError(f"backend must be 'gl' or 'soft', not '{backend}'.")
+
+    def render(self, indices: Sequence[int]) -> tuple[dict[str, np.ndarray], list[dict]]:
+        """Arrays of one shard (see the module text) and the subjects' descriptions."""
+        rows: list[dict] = []
+        descriptions = []
+        for index in indices:
+            row, description = self.render_subject(index)
+            rows.append(row)
+            descriptions.append(description)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, descriptions
+
+    def render_subject(self, index: int) -> tuple[dict[str, np.ndarray], dict]:
+        """Arrays of one subject (without the leading N) and its description."""
+        spec = self.spec
+        subject = sample_subject(spec.seed, spec.split, index, self.basis, self.assets)
+        if spec.sampling == "evaluation":
+            from dataclasses import replace
+            subject = replace(subject, lighting=canonical_lighting())
+            cameras = evaluation_cameras(spec.views_per_subject)
+        else:
+            cameras = training_cameras(subject.rng(9), spec.views_per_subject)
+        scene = self.builder.build(subject)
+        self.rasterizer.upload(scene)
+        views = [self.rasterizer.render(camera) for camera in cameras]
+        pixels = np.stack([camera.project(scene.landmarks, spec.size) for camera in cameras])
+        row = {
+            "rgba": np.stack([view.rgba for view in views]),
+            "camera": np.array([[c.azimuth_deg, c.elevation_deg, c.distance, c.fovy_deg] for c in cameras], np.float32),
+            "target": np.array([c.target for c in cameras], np.float32),
+            "c2w": np.stack([c.c2w() for c in cameras]).astype(np.float32),
+            "landmarks": scene.landmarks.astype(np.float32),
+            "landmarks_px": pixels.astype(np.float32),
+            "landmarks_visible": np.stack([landmark_visibility(view, scene.landmarks, px) for view, px in zip(views, pixels)]),
+            "subject_index": np.int64(index),
+        }
+        if "label" in spec.extras:
+            row["label"] = np.stack([view.label for view in views])
+        if "depth" in spec.extras:
+            row["depth"] = np.stack([view.depth for view in views]).astype(np.float16)
+        if "normal" in spec.extras:
+            row["normal"] = np.round(np.stack([view.normal for view in views]) * 127).astype(np.int8)
+        return row, subject.to_dict()
+
+
+def landmark_visibility(view, landmarks: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Which landmarks (5,) no surface hides in a view: the depth at their pixel is not smaller than their own."""
+    size = view.depth.shape[0]
+    column, line = np.floor(pixels).astype(int).T
+    inside = (column >= 0) & (line >= 0) & (column < size) & (line < size)
+    distance = np.linalg.norm(landmarks - view.camera.position_head(), axis=1)
+    depth = view.depth[line.clip(0, size - 1), column.clip(0, size - 1)]
+    return inside & (depth > 0) & (depth > distance - VISIBLE_TOLERANCE)
+
+
+def render_dataset(out_dir, split: str, n_subjects: int, views_per_subject: int, size: int, seed: int = 0, assets=None, basis=None, workers: int = 1,
+                   supersample: int = 3, shard_size: int = 50, sampling: str = "training", extras: Sequence[str] = (), backend: str = "gl") -> Path:
+    """Render a data set (resumes where an earlier run with the same arguments stopped).
+
+    Args:
+        out_dir: folder to fill.
+        split: train, val or test: subjects and reserved assets are disjoint.
+        n_subjects, views_per_subject, size: how much, and the side of the pictures in pixels.
+        seed: changes every subject.
+        assets: folder of the asset pack (or the environment variable PORTRAIT_DIFFUSION_ASSETS).
+        basis: file of the head basis.
+        workers: processes; each opens its own OpenGL context.
+        supersample: samples a pixel side.
+        shard_size: subjects a file.
+        sampling: 'training' (random views, each subject's own light) or 'evaluation' (fixed azimuths, canonical light).
+        extras: any of label, depth, normal.
+        backend: 'gl' or 'soft'.
+    Returns: path of manifest.json.
+    Raises: UsageError, EnvironmentProblem.
+    """
+    spec = DatasetSpec(split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras)))
+    _check(spec)
+    if basis is None:
+        raise UsageError("No head basis was given (--basis); make it once with: python -m portrait_diffusion.synthetic.heads FILE")
+    pack = find_assets(assets)
+    load_head_basis(basis)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    digest = spec.digest(Path(basis))
+    _check_resume(out / f"manifest_{split}.json", digest)
+    shards = [range(start, min(start + shard_size, n_subjects)) for start in range(0, n_subjects, shard_size)]
+    manifest = {"digest": digest, "complete": False, "spec": asdict(spec), "shards": [f"{split}_{k:05d}.npz" for k in range(len(shards))]}
+    _write_json(out / f"manifest_{split}.json", manifest)
+    todo = [k for k in range(len(shards)) if not (out / manifest["shards"][k]).is_file()]
+    LOG.info("%d of %d shards are there already; rendering %d with %d workers", len(shards) - len(todo), len(shards), len(todo), workers)
+    jobs = [(spec, str(pack.root), str(basis), backend, str(out / manifest["shards"][k]), list(shards[k])) for k in todo]
+    started, done = time.monotonic(), 0
+    for name, count in _run(jobs, workers):
+        done += count
+        rate = done / (time.monotonic() - started)
+        LOG.info("%s: %d subjects in this run, %.2f subjects/s, %.1f ms a view", name, done, rate, 1000 / (rate * views_per_subject))
+    manifest["complete"] = True
+    _write_json(out / f"manifest_{split}.json", manifest)
+    return out / f"manifest_{split}.json"
+
+
+def _check(spec: DatasetSpec) -> None:
+    if spec.split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, not '{spec.split}'.")
+    if min(spec.n_subjects, spec.views_per_subject, spec.size, spec.supersample, spec.shard_size) < 1:
+        raise UsageError("subjects, views, size, supersample and shard size must be at least 1.")
+    if spec.sampling not in ("training", "evaluation"):
+        raise UsageError(f"sampling must be 'training' or 'evaluation', not '{spec.sampling}'.")
+    if spec.sampling == "evaluation":
+        evaluation_cameras(spec.views_per_subject)
+    unknown = set(spec.extras) - {"label", "depth", "normal"}
+    if unknown:
+        raise UsageError(f"extras can be label, depth, normal; not {', '.join(sorted(unknown))}.")
+
+
+def _check_resume(manifest: Path, digest: str) -> None:
+    if manifest.is_file():
+        found = json.loads(manifest.read_text(encoding="utf-8")).get("digest")
+        if found != digest:
+            raise UsageError(f"'{manifest}' was rendered with other arguments (hash {found}, now {digest}); choose another folder or delete it.")
+
+
+def _run(jobs, workers: int):
+    if workers <= 1:
+        for job in jobs:
+            yield _render_shard(job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, max(len(jobs), 1)), mp_context=context) as pool:
+        for future in as_completed([pool.submit(_render_shard, job) for job in jobs]):
+            yield future.result()
+
+
+_RENDERER: dict = {}  # the worker's renderer, kept between shards
+
+
+def _render_shard(job) -> tuple[str, int]:
+    spec, assets, basis, backend, path, indices = job
+    key = (spec, assets, basis, backend)
+    if key not in _RENDERER:
+        _RENDERER.clear()
+        _RENDERER[key] = ShardRenderer(spec, assets, basis, backend)
+    arrays, descriptions = _RENDERER[key].render(indices)
+    temporary = f"{path}.{os.getpid()}.part"
+    with open(temporary, "wb") as file:
+        np.savez(file, subjects=np.array(json.dumps(descriptions)), **arrays)
+    os.replace(temporary, path)
+    return Path(path).name, len(indices)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m portrait_diffusion.synthetic.dataset", description="Render synthetic portraits with ground truth.")
+    parser.add_argument("out", help="folder to fill")
+    parser.add_argument("--split", default="train", choices=sorted(SPLITS))
+    parser.add_argument("--subjects", type=int, default=1000)
+    parser.add_argument("--views", type=int, default=12)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--assets", default=None, help="folder of the MakeHuman CC0 asset pack (default: $PORTRAIT_DIFFUSION_ASSETS)")
+    parser.add_argument("--basis", required=True, help="head basis (.npz)")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--supersample", type=int, default=3)
+    parser.add_argument("--shard-size", type=int, default=50)
+    parser.add_argument("--sampling", default="training", choices=("training", "evaluation"))
+    parser.add_argument("--extras", nargs="*", default=[], help="label depth normal")
+    parser.add_argument("--backend", default="gl", choices=("gl", "soft"))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        manifest = render_dataset(args.out, args.split, args.subjects, args.views, args.size, args.seed, args.assets, args.basis, args.workers,
+                                  args.supersample, args.shard_size, args.sampling, args.extras, args.backend)
+    except PortraitError as error:
+        LOG.error("error: %s", error)
+        return error.exit_code
+    LOG.info("done: %s", manifest)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Turn a subject into triangles, textures and baked light that either rasteriser draws."""
+from functools import cached_property
+
+import numpy as np
+
+from ..ops.canonical import BOX_RADIUS
+from . import fur, hair, lighting
+from .assets import AssetPack, FittedAsset
+from .caps import bust_caps
+from .glasses import glasses_parts
+from .heads import HeadBasis
+from .mesh import sample_surface, split_corners, unit, vertex_normals
+from .normalise import normalise_head
+from .parts import LABELS, Part, Scene, compact
+from .skin import facial_hair_linear, hair_linear, paint_skin, scalp_region, skin_layout, to_linear
+from .subjects import Subject
+
+OCCLUDER_POINTS = 48000
+NEAR_CYLINDER = 0.5  # triangles farther from the axis than this are dropped
+
+
+class SceneBuilder:
+    """Builds scenes from a head basis and an asset pack; keeps what does not depend on the subject."""
+
+    def __init__(self, basis: HeadBasis, assets: AssetPack):
+        self.basis, self.assets = basis, assets
+        self._lookup = basis.lookup()
+        self._fits: dict[tuple[str, str], FittedAsset] = {}
+        self._hair_textures: dict[str, tuple[np.ndarray, float]] = {}
+
+    @cached_property
+    def layout(self):
+        """Where skin features lie in the texture."""
+        return skin_layout(self.basis)
+
+    @cached_property
+    def _fur(self):
+        return fur.fur_regions(self.basis, self.layout)
+
+    def asset(self, kind: str, name: str) -> FittedAsset:
+        """An asset restricted to the vertices that the basis has."""
+        key = (kind, name)
+        if key not in self._fits:
+            self._fits[key] = self.assets.asset(kind, name).restricted(self._lookup)
+        return self._fits[key]
+
+    def hair_texture(self, kind: str, name: str) -> np.ndarray:
+        """Strand texture whose brightness is one on average (stored as half of 255), so that a tint is the hair's colour."""
+        key = f"{kind}/{name}"
+        if key not in self._hair_textures:
+            self._hair_textures[key] = hair.neutral_strands(self.assets.image(kind, name))
+        return self._hair_textures[key]
+
+    def build(self, subject: Subject) -> Scene:
+        """Geometry, textures and light of one subject."""
+        basis = self.basis
+        body = basis.evaluate(subject.phenotypes, subject.local_changes, subject.expression).astype(np.float64)
+        head, scale, translation = normalise_head(body, body[basis.landmark_index])
+        textures: dict[str, np.ndarray] = {}
+        parts = self._clothes(subject, body, scale, translation, textures)
+        covered = _covered(head, vertex_normals(head, basis.faces), parts)
+        parts = self._skin(subject, head, covered, textures) + self._mouth(head, textures) + self._eyes(subject, body, scale, translation, textures) + parts
+        parts += self._caps(subject, parts, textures)
+        if subject.glasses is not None:
+            parts += glasses_parts(subject.glasses, head, basis, textures)
+        parts += self._lashes_and_brows(subject, body, scale, translation, textures)
+        parts += fur.fur_parts(subject, head, basis, self.layout, self._fur, textures)
+        parts += self._hair(subject, body, scale, translation, textures)
+        parts = [part for part in (_near(part) for part in parts) if len(part.faces)]
+        scene = Scene(parts, textures, head[basis.landmark_index], scale)
+        _bake(scene, subject)
+        return scene
+
+    def _fitted(self, kind: str, name: str, body, scale, translation):
+        asset = self.asset(kind, name)
+        vertices = asset.fit(body) * scale + translation
+        corner_vertex, corner_uv, faces = split_corners(asset.faces, asset.face_uvs)
+        normals = vertex_normals(vertices, asset.faces)
+        return vertices[corner_vertex], normals[corner_vertex], asset.uvs[corner_uv], faces
+
+    def _skin(self, subject, head, covered, textures) -> list[Part]:
+        layout = self.layout
+        textures["skin_head"], textures["skin_body"] = paint_skin(subject, layout, self.assets.image("skins", subject.skin))
+        normals = vertex_normals(head, self.basis.faces)
+        depth = np.where(covered, 0.014, 0.0)
+        if subject.hair not in ("bald", "buzz"):  # keep the skull beneath the hair
+            depth += 0.016 * scalp_region(self._fur.mean, subject.hairline + 0.045) * (1 - self._fur.bare)
+        head = head - depth[:, None] * normals
+        positions, normals = head[layout.corner_vertex], normals[layout.corner_vertex]
+        common = {"label": LABELS["skin"], "wrap": lighting.WRAP_SKIN}
+        return [compact(Part("face", positions=positions, normals=normals, uvs=layout.uv_head, faces=layout.faces[layout.on_head],
+                              texture="skin_head", **common)),
+                compact(Part("body", positions=positions, normals=normals, uvs=layout.uv_body, faces=layout.faces[~layout.on_head],
+                              texture="skin_body", **common))]
+
+    def _mouth(self, head, textures) -> list[Part]:
+        textures["asset:white"] = np.full((1, 1, 4), 255, np.uint8)
+        parts = []
+        for name, faces, colour in (("teeth", self.basis.teeth_faces, (0.72, 0.67, 0.58)), ("tongue", self.basis.tongue_faces, (0.35, 0.1, 0.09))):
+            normals = vertex_normals(head, faces)
+            parts.append(compact(Part(name, LABELS["skin"], head, normals, np.zeros((len(head), 2)), faces, "asset:white", tint=colour)))
+        return parts
+
+    def _eyes(self, subject, body, scale, translation, textures) -> list[Part]:
+        positions, normals, uvs, faces = self._fitted("eyes", self.assets.eye_name, body, scale, translation)
+        yaw, pitch = np.radians(subject.gaze_deg)
+        turn = _rotation_y(yaw) @ _rotation_x(pitch)
+        for side in (positions[:, 0] < 0, positions[:, 0] >= 0):
+            centre = 0.5 * (positions[side].min(0) + positions[side].max(0))
+            positions[side] = (positions[side] - centre) @ turn.T + centre
+        normals = normals @ turn.T
+        key = f"asset:iris/{subject.iris}"
+        textures[key] = hair.natural_iris(self.assets.image("iris", subject.iris))
+        return [Part("eyes", LABELS["eyes"], positions, normals, uvs, faces, key, mode="cutout", tint=(0.72, 0.72, 0.72))]
+
+    def _clothes(self, subject, body, scale, translation, textures) -> list[Part]:
+        if subject.clothes == "bare":
+            return []
+        positions, normals, uvs, faces = self._fitted("clothes", subject.clothes, body, scale, translation)
+        key = f"asset:clothes/{subject.clothes}"
+        textures[key] = hair.neutral_cloth(self.assets.image("clothes", subject.clothes))
+        return [Part("clothes", LABELS["clothes"], positions, normals, uvs, faces, key, tint=to_linear(subject.clothes_srgb) * hair.NEUTRAL_GAIN)]
+
+    def _lashes_and_brows(self, subject, body, scale, translation, textures) -> list[Part]:
+        parts = []
+        colour = facial_hair_linear(subject)
+        for kind, name, label, tint, opacity in (("eyelashes", subject.eyelash, "brows", 0.25 * colour, 0.8), ("eyebrows", subject.eyebrow, "brows", colour, 0.9)):
+            positions, normals, uvs, faces = self._fitted(kind, name, body, scale, translation)
+            positions = positions + (0.0015 * normals * np.sign(normals[:, 2:]) if kind == "eyebrows" else 0.0)
+            key = f"asset:{kind}/{name}"
+            textures[key] = self.hair_texture(kind, name)
+            parts.append(Part(kind, LABELS[label], positions, normals, uvs, faces, key, mode="hair", tint=tint * hair.NEUTRAL_GAIN, opacity=opacity,
+                              wrap=lighting.WRAP_HAIR, casts=0.0))
+        return parts
+
+    def _hair(self, subject, body, scale, translation, textures) -> list[Part]:
+        if subject.hair in ("bald", "buzz"):
+            return []
+        positions, normals, uvs, faces = self._fitted("hair", subject.hair, body, scale, translation)
+        positions, faces = hair.shape_hair(positions, faces, subject)
+        normals = unit(hair.smooth_normals(positions, normals))
+        key = f"asset:hair/{subject.hair}"
+        textures[key] = self.hair_texture("hair", subject.hair)
+        return [Part("hair", LABELS["hair"], positions, normals, uvs, faces, key, mode="hair", tint=hair_linear(subject) * hair.NEUTRAL_GAIN,
+                     wrap=lighting.WRAP_HAIR)]
+
+    def _caps(self, subject, parts, textures) -> list[Part]:
+        solid = [(part.positions, part.faces) for part in parts if part.name in ("face", "body", "clothes")]
+        positions, normals, faces = bust_caps(solid)
+        if not len(faces):
+            return []
+        bare = subject.clothes == "bare"
+        colour = to_linear(subject.skin_srgb if bare else subject.clothes_srgb)
+        return [Part("cap", LABELS["skin" if bare else "clothes"], positions, normals.astype(np.float32), np.zeros((len(positions), 2)), faces, "asset:white",
+                     tint=colour, casts=0.0)]
+
+
+def _covered(head: np.ndarray, normals: np.ndarray, clothes: list[Part], closeness: float = 0.016) -> np.ndarray:
+    """Which skin vertices (n,) lie closely beneath clothes: a cloth point within ``closeness`` sideways and a little above the skin."""
+    covered = np.zeros(len(head), bool)
+    radius = np.hypot(head[:, 0], head[:, 2])
+    low = np.flatnonzero((head[:, 1] < -0.12) & (head[:, 1] > -BOX_RADIUS - 0.1) & (radius < NEAR_CYLINDER))
+    for part in clothes:
+        cloth = part.positions[part.faces].mean(1).astype(np.float32)
+        cloth = cloth[np.hypot(cloth[:, 0], cloth[:, 2]) < NEAR_CYLINDER + 0.03]
+        skin, normal = head[low].astype(np.float32), normals[low].astype(np.float32)
+        along = normal @ cloth.T - (normal * skin).sum(1, keepdims=True)
+        distance2 = (skin**2).sum(1)[:, None] + (cloth**2).sum(1) - 2 * skin @ cloth.T
+        covered[low] |= ((distance2 - along**2 < closeness**2) & (along > -0.012) & (along < 0.03)).any(1)
+    return covered
+
+
+def _near(part: Part) -> Part:
+    """Drop triangles that cannot reach the cylinder."""
+    p = part.positions
+    outside = (np.hypot(p[:, 0], p[:, 2]) > NEAR_CYLINDER) | (np.abs(p[:, 1]) > BOX_RADIUS + 0.1)
+    part.faces = part.faces[~outside[part.faces].any(1)]
+    return compact(part) if len(part.faces) else part
+
+
+def _occluders(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Points (m,3) on the surfaces that cast shadows, where their textures are opaque."""
+    parts = [part for part in scene.parts if part.casts > 0]
+    areas = np.array([np.linalg.norm(np.cross(*_edges(part)), axis=1).sum() for part in parts])
+    points = []
+    for part, area in zip(parts, areas):
+        count = int(OCCLUDER_POINTS * area / areas.sum()) + 64
+        face, weights = sample_surface(part.positions, part.faces, count, rng)
+        position = np.einsum("nk,nkc->nc", weights, part.positions[part.faces[face]])
+        if part.mode != "opaque":
+            uv = np.einsum("nk,nkc->nc", weights, part.uvs[part.faces[face]]) % 1.0
+            alpha = scene.textures[part.texture][..., 3]
+            rows, columns = alpha.shape
+            opaque = alpha[((1 - uv[:, 1]) * rows).astype(int).clip(0, rows - 1), (uv[:, 0] * columns).astype(int).clip(0, columns - 1)]
+            position = position[opaque * part.opacity > 100]
+        points.append(position)
+    return np.concatenate(points)
+
+
+def _edges(part: Part):
+    corners = part.positions[part.faces]
+    return corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+
+
+def _bake(scene: Scene, subject: Subject) -> None:
+    """Fill light and sheen of every part, and the exposure that makes the face as bright as the subject's lighting asks."""
+    occluders = _occluders(scene, subject.rng(2))
+    points, normals = (np.concatenate([getattr(part, name) for part in scene.parts]) for name in ("positions", "normals"))
+    wraps = np.concatenate([np.broadcast_to(lighting.WRAP_OTHER if part.wrap is None else part.wrap, part.positions.shape) for part in scene.parts])
+    light, ambient = lighting.bake(points, normals, wraps, occluders, subject.lighting)
+    key = np.asarray(subject.lighting.lights[0].direction)
+    face = next(part for part in scene.parts if part.name == "face")
+    first = sum(len(part.positions) for part in scene.parts[:scene.parts.index(face)])
+    front = (face.positions[:, 2] > 0.08) & (face.positions[:, 1] > -0.16) & (face.positions[:, 1] < 0.12)
+    face_light = float(np.percentile(light[first:first + len(face.positions)][front].mean(1), 75))
+    start = 0
+    for part in scene.parts:
+        rows = slice(start, start + len(part.positions))
+        start = rows.stop
+        part.light = light[rows]
+        part.sheen = np.zeros(len(part.positions), np.float32)
+        if part.name == "teeth":
+            part.light = np.maximum(part.light, 0.55 * face_light)
+        if part.label == LABELS["skin"] and part.name in ("face", "body"):
+            part.sheen = (0.035 * np.maximum(0, part.normals @ key) ** 12 * light[rows].mean(1)).astype(np.float32)
+        if part.name == "hair":
+            part.light = part.light * (0.35 + 0.65 * ambient[rows, None]) ** 0.7
+            dark = 1 - float(np.mean(hair_linear(subject))) ** 0.5
+            part.light = part.light * (1 + (0.8 + 3.0 * dark**2) * hair.highlight(part.positions, part.normals, key)[:, None])
+    scene.exposure = float(subject.lighting.exposure / max(face_light, 1e-3))
+
+
+def _rotation_y(angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+
+
+def _rotation_x(angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
