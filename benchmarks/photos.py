@@ -107,7 +107,8 @@ def score_photo(pipeline, photo: Path, size: int, perceptual: dict[str, Callable
     try:
         result = pipeline.run(str(photo))
         record["seconds"] = time.perf_counter() - start
-        metrics = evaluate_portrait(result.render_fn, result.prepared, size, perceptual=perceptual)
+        input_view = getattr(result, "render_input_fn", None)  # the photo's own camera, when the pipeline fitted one
+        metrics = evaluate_portrait(result.render_fn, result.prepared, size, input_view, perceptual)
         record.update(status="ok", reasons=metrics.pop("reasons"), metrics=metrics)
     except UsageError as error:
         record.update(status="refused", reason=str(error), seconds=time.perf_counter() - start)
@@ -123,7 +124,7 @@ def summarise(records: list[dict]) -> dict:
     ok = [record for record in records if record["status"] == "ok"]
     metrics = {}
     for name in sorted({name for record in ok for name in record["metrics"]}):
-        values = [record["metrics"][name] for record in ok if record["metrics"][name] is not None]
+        values = [record["metrics"][name] for record in ok if record["metrics"].get(name) is not None]
         mean = statistics.fmean(values) if values else None
         median = statistics.median(values) if values else None
         metrics[name] = {"mean": mean, "median": median, "count": len(values)}
@@ -139,7 +140,8 @@ def run(make_pipeline: Callable, config: Path, photos: Path, out: Path, size: in
     """Score all photos not yet recorded in ``out`` and write the summary.
 
     Args:
-        make_pipeline: ``make_pipeline(config)`` -> object with ``run(path)`` -> ``render_fn``, ``prepared``.
+        make_pipeline: ``make_pipeline(config)`` -> object with ``run(path)`` -> ``render_fn``, ``prepared`` and
+            optionally ``render_input_fn``, see `evaluate_portrait`.
         config: pipeline configuration file.
         photos: folder of photos.
         out: folder of results; must belong to the same configuration and size.

@@ -28,7 +28,8 @@ HALF_FOV = np.radians(cam.CANONICAL_FOVY_DEG) / 2
 
 
 def arrow(ax, start, end, colour, label="", offset=(0.0, 0.0)):
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0})
+    style = {"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", end, start, arrowprops=style)
     if label:
         ax.text(end[0] + offset[0], end[1] + offset[1], label, color=colour, ha="center", va="center", fontsize=10)
 
@@ -76,7 +77,8 @@ def from_the_side(ax):
         ax.text(point[2] + 0.02, point[1] + 0.025, name, color=FACE, fontsize=9)
     ax.text(LANDMARK_DEPTH, -0.16, f"z = {LANDMARK_DEPTH}", color=FACE, ha="center", fontsize=9)
     ax.text(-R + 0.01, R + 0.015, f"cube and upright cylinder, radius {R}", color=VOLUME, fontsize=9)
-    ax.text(0.7, 0.3, f"canonical camera at z = {D}\nfovy {cam.CANONICAL_FOVY_DEG}°", color=CAMERA, ha="right", fontsize=9)
+    camera = f"canonical camera at z = {D}\nfovy {cam.CANONICAL_FOVY_DEG}°"
+    ax.text(0.71, 0.29, camera, color=CAMERA, ha="right", fontsize=9)
     arrow(ax, (0, 0), (0.5, 0), INK, "head z\n= world x", (0.1, 0))
     arrow(ax, (0, 0), (0, 0.2), INK, "head y\n= world z", (-0.1, 0))
     ax.plot([0.4, 0.4 + 0.1 / cam.METRES_PER_UNIT], [-0.38, -0.38], color=INK, lw=2)
@@ -92,12 +94,13 @@ def crop(ax):
         u, v = CANONICAL_LANDMARKS_CROP[row]
         ax.plot(u, v, "o", color=FACE)
         side = -1 if row % 2 == 0 else 1
-        ax.text(u + 0.03 * side, v, f"{name}\n({u:.4g}, {v:.4g})", ha="right" if side < 0 else "left", va="center", fontsize=8)
+        label = f"{name}\n({u:.4g}, {v:.4g})"
+        ax.text(u + 0.03 * side, v - 0.02, label, ha="right" if side < 0 else "left", va="center", fontsize=8)
     c2w = cam.orbit_c2w(torch.zeros(1, dtype=torch.float64), 0.0)
     world = cam.head_to_world(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]], dtype=torch.float64))
     pixels, _ = cam.project_points(world, c2w, cam.canonical_fovy(c2w), 1, 1)
     origin, x, y = pixels[0].numpy()
-    arrow(ax, origin, x, INK, "head x", (0.06, -0.03))
+    arrow(ax, origin, x, INK, "head x", (0.02, 0.03))
     arrow(ax, origin, y, INK, "head y", (0, -0.03))
     arrow(ax, (0, 0), (0.25, 0), CAMERA, "u", (0.03, 0.03))
     arrow(ax, (0, 0), (0, 0.25), CAMERA, "v", (0.03, 0.03))
@@ -114,7 +117,7 @@ def planes(ax):
     def to_page(p):
         return np.asarray(p, float) @ view
 
-    for (column, row, _), colour, name in zip(PLANE_AXES, (FACE, VOLUME, CAMERA), ("plane 0", "plane 1", "plane 2")):
+    for k, ((column, row, _), colour) in enumerate(zip(PLANE_AXES, (FACE, VOLUME, CAMERA))):
         corners = np.zeros((4, 3))
         corners[:, column] = [-1, 1, 1, -1]
         corners[:, row] = [-1, -1, 1, 1]
@@ -128,9 +131,8 @@ def planes(ax):
             arrow(ax, to_page(start), to_page(end), colour)
             middle = to_page(0.45 * start + 0.55 * end)
             ax.text(*(middle + [0.0, 0.07]), label, color=colour, fontsize=8, ha="center")
-        label_at = to_page(corners[2] * 1.06)
-        letters = "xyz"
-        ax.text(*label_at, f"{name} ({letters[column]}, {letters[row]})", color=colour, fontsize=9, ha="center")
+        name = f"plane {k} ({'xyz'[column]}, {'xyz'[row]})"
+        ax.text(*to_page(corners[2 if k == 0 else 3] * 1.08), name, color=colour, fontsize=9, ha="center")
     for axis, letter in enumerate("xyz"):
         end = np.zeros(3)
         end[axis] = 1.35

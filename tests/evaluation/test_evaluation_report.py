@@ -86,11 +86,13 @@ def test_outside_the_matte_does_not_count(no_faces):
 
 
 def test_the_photo_camera_is_used_for_the_input_view_only(no_faces):
-    prepared = make_prepared()
-    camera = report_metrics.orbit_c2w(torch.tensor([20.0]), torch.zeros(1))
-    front = evaluate_portrait(make_render_fn(prepared), prepared, SIZE, perceptual=FAST)
-    turned = evaluate_portrait(make_render_fn(prepared), prepared, SIZE, c2w=camera, perceptual=FAST)
-    assert turned["psnr_db"] < front["psnr_db"]  # from 20 degrees the test head is grey
+    prepared, seen = make_prepared(), []
+    prepared.rgb = prepared.rgb * 0.8  # keeps the shown picture below 1
+    shown = {"comp_rgb_fg": ((prepared.rgb + 0.1) * prepared.alpha)[None], "opacity": prepared.alpha[None]}
+    render = make_render_fn(prepared, seen=seen)
+    result = evaluate_portrait(render, prepared, SIZE, lambda height, width: shown, FAST)
+    assert result["psnr_db"] == pytest.approx(20, abs=1e-3)
+    assert len(seen) == 11  # front, two sides and eight from behind are rendered all the same
 
 
 def test_missing_weights_are_reported_not_hidden(monkeypatch, no_faces):

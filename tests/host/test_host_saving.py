@@ -158,4 +158,6 @@ def test_mesh_and_data(saver):
         "t": [1.0, 1.0],
         "n": [1, 0.5],
     }
+    copy = saver.save_file("deep/copy.npz", path)
+    assert open(copy, "rb").read() == open(path, "rb").read()
     assert saver.convert_data([torch.ones(1), {"a": 2}])[0].tolist() == [1.0]

@@ -265,7 +265,7 @@ def test_export_refuses_an_unknown_kind_of_file(tmp_path):
     system = make()
     system.set_save_dir(str(tmp_path))
     system.on_predict_start()
-    system.exporter = lambda: [host.ExporterOutput("a", "hologram")]
+    system.exporter = lambda: [host.ExporterOutput("a", "hologram", {})]
     system.exporter.cfg = OmegaConf.create({"save_video": False})
     with pytest.raises(ValueError, match="save_hologram"):
         system.on_predict_epoch_end()

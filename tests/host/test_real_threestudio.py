@@ -3,6 +3,7 @@
 The packages that threestudio imports must be installed (or on PYTHONPATH), except the CUDA ones, which
 `real_threestudio.py` stands in for. The checkout is only read.
 """
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from portrait_diffusion import host
 
 ROOT = os.environ.get("THREESTUDIO_ROOT")
@@ -21,6 +21,14 @@ pytestmark = [
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "custom" / "portrait_diffusion"
 NAMES = ["portrait-diffusion-triplane", "portrait-diffusion-volume-renderer"]
+
+# Left out on purpose: online loggers, uv and cube maps, and names that only wrap Lightning's hooks or hold constants.
+NOT_OFFERED = {
+    "DEFAULT_GRAYSCALE_KWARGS", "DEFAULT_GRID_KWARGS", "DEFAULT_RGB_KWARGS", "DEFAULT_UV_KWARGS", "create_loggers",
+    "get_grayscale_image_", "get_image_grid_", "get_loggers", "get_rgb_image_", "get_uv_image_",
+    "guidance_evaluation_save", "on_before_optimizer_step", "on_predict_end", "on_predict_epoch_end",
+    "on_test_epoch_end", "predict_step", "save_cubemap", "save_state_dict", "save_uv_image",
+}  # fmt: skip
 
 # A guidance and a prompt processor that pull the image towards grey: threestudio's own need a diffusion model.
 TOY = """
@@ -36,6 +44,39 @@ class Guidance(BaseObject):
 class Prompt(BaseObject):
     def __call__(self):
         return None
+"""
+# Writes what the host layer must agree on: fields and defaults of its dataclasses, parameters of its functions, values.
+FACTS = """
+import dataclasses, inspect, json, re, sys
+from omegaconf import OmegaConf
+
+def facts(get):
+    classes = {name: get(name) for name in (
+        "BaseSystem", "BaseLift3DSystem", "BaseModule", "BaseObject", "BaseGeometry", "BaseImplicitGeometry",
+        "BaseExplicitGeometry", "BaseMaterial", "BaseBackground", "Renderer", "VolumeRenderer", "Rasterizer",
+        "Exporter")}
+    records = {name: cls.Config for name, cls in classes.items()}
+    records |= {name: get(name) for name in ("ExperimentConfig", "ExporterOutput")}
+    def default(f):
+        made = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        return "(none)" if made is dataclasses.MISSING else made
+    functions = ("C", "C_max", "config_to_primitive", "dump_config", "find", "find_last_path", "load_module_weights",
+                 "parse_structured", "update_if_possible", "update_end_if_possible", "parse_optimizer",
+                 "parse_scheduler", "contract_to_unisphere")
+    saver = {n: f for n, f in vars(get("SaverMixin")).items() if n.startswith(("save_", "set_save", "get_save"))}
+    host_code = re.compile("threestudio|portrait_diffusion")
+    schedules = [[0, 0.98, 0.5, 200], [0.98, 0.5, 200], [100, 0.0, 10.0, 500], [0, 0.0, 1.0, 2.0],
+                 [0, 1.0, 0.5, 100, 0.1, 300], [0, 1.0, 0.5, 100, 0.1, 300, 0.7, 400], [5, 2, 1, 5.5, 7, 90, 3, 120]]
+    steps = [0, 1, 5, 50, 99, 100, 150, 200, 299, 300, 350, 399, 400, 500, 999]
+    return {
+        "fields": {n: {f.name: default(f) for f in dataclasses.fields(c)} for n, c in records.items()},
+        "parameters": {n: list(inspect.signature(get(n)).parameters) for n in functions},
+        "saver": {n: list(inspect.signature(f).parameters) for n, f in saver.items()},
+        "C": [[get("C")(OmegaConf.create(v), s // 100, s) for s in steps] for v in schedules],
+        "C_max": [get("C_max")(OmegaConf.create(v)) for v in schedules],
+        "members": {n: sorted(m for k in c.__mro__ if host_code.search(k.__module__)
+                              for m in vars(k) if not m.startswith("_")) for n, c in classes.items()},
+    }
 """
 CONFIG = """
 name: toy
@@ -72,6 +113,11 @@ def scratch(tmp_path_factory):
     (folder / "custom" / "toy").mkdir(parents=True)
     (folder / "custom" / "toy" / "__init__.py").write_text(TOY)
     (folder / "custom" / "portrait_diffusion").symlink_to(PACKAGE)
+    (folder / "custom" / "z_facts").mkdir()
+    (folder / "custom" / "z_facts" / "__init__.py").write_text(
+        FACTS + f"\nsys.path.append({str(PACKAGE.parent)!r})\nfrom portrait_diffusion import host\n"
+        "assert host.IN_THREESTUDIO\njson.dump(facts(lambda n: getattr(host, n)), open('facts.json', 'w'))\n"
+    )
     (folder / "toy.yaml").write_text(CONFIG)
     return folder
 
@@ -102,6 +148,21 @@ def test_our_geometry_and_renderer_train_in_the_built_in_system(trained):
     files = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     assert {"ckpts/last.ckpt", "configs/raw.yaml", "configs/parsed.yaml", "cmd.txt"} <= files
     assert {"save/it2-0.png", "save/it3-test/0.png", "save/it3-test/1.png", "save/it3-test.mp4"} <= files
+
+
+def test_the_own_host_agrees_with_threestudio(scratch, trained):
+    theirs = json.loads((scratch / "facts.json").read_text())
+    namespace: dict = {}
+    exec(FACTS, namespace)
+    ours = json.loads(json.dumps(namespace["facts"](lambda name: getattr(host, name))))
+    assert ours["fields"] == theirs["fields"]
+    assert ours["C"] == [pytest.approx(row, abs=1e-12) for row in theirs["C"]] and ours["C_max"] == theirs["C_max"]
+    for name, parameters in theirs["parameters"].items():
+        assert ours["parameters"][name][: len(parameters)] == parameters, name
+    for name, parameters in ours["saver"].items():  # save_mesh takes no texture coordinates here
+        assert parameters == theirs["saver"][name][: len(parameters)], name
+    for name, members in theirs["members"].items():
+        assert set(members) - set(ours["members"][name]) <= NOT_OFFERED, name
 
 
 def test_its_checkpoint_loads_in_the_own_host(trained):

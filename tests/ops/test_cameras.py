@@ -176,6 +176,18 @@ def test_frames_are_inverse_rotations_and_the_face_looks_to_the_camera():
     assert torch.equal(cam.world_to_head(torch.tensor([1.0, 0, 0])), torch.tensor([0.0, 0, 1]))  # front is head +z
 
 
+def test_the_frontal_camera_is_eg3ds_after_the_change_of_frame():
+    permutation = torch.eye(4, dtype=F64)
+    permutation[:3, :3] = cam.world_to_head(torch.eye(3, dtype=F64)).T
+    flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=F64))  # OpenGL to OpenCV camera
+    expected = flip.clone()
+    expected[2, 3] = 2.7  # EG3D: diag(1, -1, -1), camera at (0, 0, 2.7)
+    found = permutation @ cam.orbit_c2w(torch.tensor(0.0, dtype=F64), 0.0) @ flip
+    torch.testing.assert_close(found, expected)
+    focal = cam.intrinsics(cam.canonical_fovy(expected), 1, 1)[0].item()
+    assert focal == pytest.approx(4.2647, abs=2e-4)
+
+
 def test_evaluation_azimuths():
     assert cam.validation_azimuths_deg(4).tolist() == [0, 90, 180, 270]
     assert cam.test_azimuths_deg(5).tolist() == [0, 90, 180, 270, 360]

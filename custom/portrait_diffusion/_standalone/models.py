@@ -1,5 +1,5 @@
 """Base classes of the scene: geometry, material, background, renderer, exporter."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -215,7 +215,7 @@ class ExporterOutput:
 
     save_name: str
     save_type: str
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any]
 
 
 class Exporter(_HoldsScene, BaseObject):

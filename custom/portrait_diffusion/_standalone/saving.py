@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -203,19 +204,25 @@ class SaverMixin:
                 texture = f"texture_{stems[key]}.{suffix}"
                 paths.append(self.save_rgb_image(os.path.join(os.path.dirname(filename), texture), image))
                 lines.append(f"{key} {texture}")
-        return [*paths, self.save_file_text(filename, "\n".join(lines) + "\n")]
+        return [*paths, self._save_text(filename, "\n".join(lines) + "\n")]
 
-    def save_file_text(self, filename: str, text: str) -> str:
-        """Write a text file."""
+    def _save_text(self, filename: str, text: str) -> str:
         path = self.get_save_path(filename)
         with _replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
             file.write(text)
         return path
 
+    def save_file(self, filename: str, src_path: str) -> str:
+        """Copy a file into the save folder."""
+        path = self.get_save_path(filename)
+        with _replacing(path) as partial:
+            shutil.copyfile(src_path, partial)
+        return path
+
     def save_json(self, filename: str, payload: Any) -> str:
         """Write plain data as JSON; tensors and arrays become lists."""
         plain = json.dumps(to_numpy(payload), default=lambda array: array.tolist(), indent=2)
-        return self.save_file_text(filename, plain + "\n")
+        return self._save_text(filename, plain + "\n")
 
     def save_data(self, filename: str, data: Any) -> str:
         """Write an array as .npy or a dict of arrays as .npz; the suffix is appended when it is missing."""

@@ -23,12 +23,10 @@ def _to_size(picture: Tensor, size: int) -> Tensor:
     return F.interpolate(picture, size=(size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def _render_on_white(render_fn: Callable, c2w: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """One view composited on white (1,3,size,size) and its opacity (1,1,size,size)."""
-    with torch.no_grad():
-        output = render_fn(c2w, fovy, size, size)
-    opacity = output["opacity"].to(c2w)
-    rgb = (output["comp_rgb_fg"].to(c2w) + 1 - opacity).clamp(0, 1)
+def _on_white(output: dict, like: Tensor) -> tuple[Tensor, Tensor]:
+    """A render output composited on white (1,3,H,W) and its opacity (1,1,H,W)."""
+    opacity = output["opacity"].detach().to(like)
+    rgb = (output["comp_rgb_fg"].detach().to(like) + 1 - opacity).clamp(0, 1)
     return rgb.permute(0, 3, 1, 2), opacity.permute(0, 3, 1, 2)
 
 
@@ -47,8 +45,7 @@ def evaluate_portrait(
     render_fn: Callable,
     prepared,
     size: int = 128,
-    c2w: Tensor | None = None,
-    fovy: Tensor | None = None,
+    render_input_fn: Callable | None = None,
     perceptual: dict[str, Callable] | None = None,
 ) -> dict:
     """Compare a reconstructed head with its photo, and look for faces where none may be.
@@ -61,7 +58,8 @@ def evaluate_portrait(
             colour and ``opacity`` (1,H,W,1).
         prepared: PreparedPhoto: ``rgb`` (S,S,3) in [0, 1], ``alpha`` (S,S,1), ``valid`` (S,S,1).
         size: side of the compared images in pixels, at least 32.
-        c2w, fovy: the camera (1,4,4), (1,) that took the photo; default: the canonical front camera.
+        render_input_fn: ``render(height, width)`` -> the same dict for the photo's own camera, with its pose and crop;
+            default: ``render_fn`` at the canonical front camera.
         perceptual: distances by `load_perceptual`, to reuse over many photos; what is not in it is loaded here.
     Returns: dict of floats, None where a metric is missing, and ``"reasons"``: why, by metric name:
         ``psnr_db``, ``stlpips_alex``, ``stlpips_vgg``, ``silhouette_iou``, ``laplacian_ratio``, ``band_ratio_1`` to
@@ -77,16 +75,18 @@ def evaluate_portrait(
     mask = alpha * valid
     if float(mask.sum()) == 0:
         raise UsageError("The photo's matte is empty: there is nothing to compare the reconstruction with.")
-    fovy = canonical_fovy(photo) if fovy is None else fovy.to(photo)
 
     def view(azimuth_deg: float) -> tuple[Tensor, Tensor]:
         camera = orbit_c2w(photo.new_tensor([azimuth_deg]), photo.new_zeros(1))
-        return _render_on_white(render_fn, camera, canonical_fovy(photo), size)
+        return _on_white(render_fn(camera, canonical_fovy(photo), size, size), photo)
 
-    front, front_opacity = view(0.0)
-    same, opacity = (front, front_opacity) if c2w is None else _render_on_white(render_fn, c2w.to(photo), fovy, size)
-    sides = {"plus30": view(SIDE_AZIMUTH_DEG)[0], "minus30": view(-SIDE_AZIMUTH_DEG)[0]}
-    backs = [view(azimuth)[0] for azimuth in BACK_AZIMUTHS_DEG]
+    with torch.no_grad():
+        front, opacity = view(0.0)
+        same = front
+        if render_input_fn is not None:
+            same, opacity = _on_white(render_input_fn(size, size), photo)
+        sides = {"plus30": view(SIDE_AZIMUTH_DEG)[0], "minus30": view(-SIDE_AZIMUTH_DEG)[0]}
+        backs = [view(azimuth)[0] for azimuth in BACK_AZIMUTHS_DEG]
 
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}

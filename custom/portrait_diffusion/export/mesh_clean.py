@@ -77,34 +77,67 @@ def smooth_taubin(mesh: trimesh.Trimesh, iterations: int) -> trimesh.Trimesh:
 
 
 def simplify(mesh: trimesh.Trimesh, target_faces: int) -> trimesh.Trimesh:
-    """Quadric edge-collapse decimation (Garland, Heckbert 1997) to about ``target_faces`` faces, without pinches."""
+    """Quadric edge-collapse decimation (Garland, Heckbert 1997) to at most ``target_faces`` faces, without pinches."""
     require("fast_simplification", extra="export", package="fast-simplification")
-    simple = mesh.simplify_quadric_decimation(face_count=target_faces)
-    simple.update_faces(simple.nondegenerate_faces())
-    simple.remove_unreferenced_vertices()
-    return split_pinches(simple)
+    return split_pinches(remove_folds(mesh.simplify_quadric_decimation(face_count=target_faces)))
+
+
+def remove_folds(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Remove what collapses leave folded flat: faces that name a vertex twice, and pairs of faces on the same corners.
+
+    This opens no edge of a closed mesh: every removed face or pair contributes twice to each of its edges.
+    """
+    corners = np.sort(mesh.faces, axis=1)
+    flat = (corners[:, 0] == corners[:, 1]) | (corners[:, 1] == corners[:, 2])
+    _, group, count = np.unique(corners, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(first, count)
+    paired = rank < (count - count % 2)[group.ravel()]
+    out = mesh.copy()
+    out.update_faces(~(flat | paired))
+    out.remove_unreferenced_vertices()
+    return out
 
 
 def split_pinches(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     """Give each sheet of surface its own vertices where collapses made sheets touch (edges with more than two faces).
 
     Face corners are joined across edges with exactly two faces; every connected group of corners becomes one vertex.
+    Where that tears an edge open, its two sides (which run in opposite directions) are joined again.
     """
     faces = mesh.faces
-    corner = np.arange(faces.size).reshape(-1, 3)
-    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)  # (3F,2), edge i of face f at 3f+i
-    _, edge, count = np.unique(edges, axis=0, return_inverse=True, return_counts=True)
+    starts = np.arange(faces.size).reshape(-1, 3)
+    halves = np.stack([starts, np.roll(starts, -1, axis=1)], -1).reshape(-1, 2)  # (3F,2) corners of each half-edge
+    ends = faces.ravel()[halves]  # (3F,2) vertices
+    _, edge, count = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True, return_counts=True)
+    edge = edge.ravel()
     if (count <= 2).all():
         return mesh
-    order = np.argsort(edge.ravel(), kind="stable")
-    order = order[count[edge.ravel()[order]] == 2].reshape(-1, 2)  # pairs of half-edges
-    ends = corner[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)[order]  # (E,2 half-edges,2 ends) corners
-    ends_vertex = faces.ravel()[ends]
-    flipped = ends_vertex[:, 0, 0] != ends_vertex[:, 1, 0]
-    ends[flipped, 1] = ends[flipped, 1, ::-1]
-    rows, columns = ends[:, 0].ravel(), ends[:, 1].ravel()
-    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(faces.size, faces.size))
-    _, group = connected_components(graph, directed=False)
+
+    def opposite_pairs(chosen: np.ndarray) -> np.ndarray:
+        """Corner pairs (P,2): along each edge, the k-th chosen forward half with the k-th backward one."""
+        forward = ends[chosen, 0] < ends[chosen, 1]
+        sides = []
+        for side in (chosen[forward], chosen[~forward]):
+            side = side[np.argsort(edge[side], kind="stable")]
+            rank = np.arange(len(side)) - np.searchsorted(edge[side], edge[side])
+            sides.append((edge[side] * len(halves) + rank, side))
+        _, f, b = np.intersect1d(sides[0][0], sides[1][0], return_indices=True)
+        f, b = sides[0][1][f], sides[1][1][b]
+        return np.concatenate([np.stack([halves[f, 0], halves[b, 1]], -1), np.stack([halves[f, 1], halves[b, 0]], -1)])
+
+    def groups(pairs: np.ndarray) -> np.ndarray:
+        graph = coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(faces.size, faces.size))
+        return connected_components(graph, directed=False)[1]
+
+    pairs = opposite_pairs(np.flatnonzero(count[edge] == 2))
+    group = groups(pairs)
+    _, new_edge, new_count = np.unique(np.sort(group[halves], axis=1), axis=0, return_inverse=True, return_counts=True)
+    torn = np.flatnonzero((new_count[new_edge.ravel()] == 1) & (count[edge] > 2))
+    if len(torn):
+        group = groups(np.concatenate([pairs, opposite_pairs(torn)]))
     source = np.empty(group.max() + 1, np.int64)
     source[group] = faces.ravel()
     return trimesh.Trimesh(mesh.vertices[source], group.reshape(-1, 3), process=False)

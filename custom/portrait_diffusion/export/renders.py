@@ -75,7 +75,7 @@ class ViewRenderer:
 
     def view(self, azimuth_deg: float, elevation_deg: float) -> View:
         """The view from a direction, degrees (azimuth 0 = front, 90 = world +y)."""
-        key = (round(azimuth_deg % 360.0, 4) % 360.0, round(elevation_deg, 4))
+        key = (round(float(azimuth_deg) % 360.0, 4) % 360.0, round(float(elevation_deg), 4) + 0.0)  # no -0.0
         path = self._path(key)
         view = self._load(path) if path else self._views.get(key)
         if view is None:

@@ -184,7 +184,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         """A copy of another tri-plane geometry. Raises: TypeError for other types, UsageError for other shapes."""
         if not isinstance(other, TriplaneGeometry):
             raise TypeError(f"portrait-diffusion-triplane cannot be made from {type(other).__name__}.")
-        instance = TriplaneGeometry(cfg if cfg is not None else dict(other.cfg))
+        instance = TriplaneGeometry(cfg if cfg is not None else {**other.cfg, "weights": None})
         instance.set_planes(list(other.planes))
         instance.set_decoder(other.decoder_weights())
         return instance.to(other.planes[0].device)

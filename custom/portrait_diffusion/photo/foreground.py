@@ -24,19 +24,24 @@ def estimate_foreground(rgb: Tensor, alpha: Tensor, valid: Tensor | None = None,
     picture, cover = rgb.permute(2, 0, 1), alpha.permute(2, 0, 1)
     weight = torch.ones_like(cover) if valid is None else valid.permute(2, 0, 1)
     foreground = background = picture
+    far_foreground, far_background = _mean(picture, cover * weight), _mean(picture, (1 - cover) * weight)
     for radius in radii:
         radius = max(1, round(radius * rgb.shape[0] / 512))
         inside, outside = cover * weight, (1 - cover) * weight
-        near_foreground = _weighted_mean(foreground, inside, radius)
-        background = _weighted_mean(background, outside, radius)
+        near_foreground = _weighted_mean(foreground, inside, radius, far_foreground)
+        background = _weighted_mean(background, outside, radius, far_background)
         rest = picture - cover * near_foreground - (1 - cover) * background
         # outside the photograph the picture says nothing
         foreground = (near_foreground + cover * rest * weight).clamp(0, 1)
+        far_foreground, far_background = foreground, background
     return foreground.permute(1, 2, 0).contiguous()
 
 
-def _weighted_mean(picture: Tensor, weight: Tensor, radius: int) -> Tensor:
-    """Box mean of a picture under a weight; where a window holds no weight, the mean of the whole picture."""
+def _weighted_mean(picture: Tensor, weight: Tensor, radius: int, fallback: Tensor) -> Tensor:
+    """Box mean of a picture under a weight, or the fallback where the window holds no weight."""
     total = box_mean(weight, radius)
-    mean = (picture * weight).sum((1, 2), keepdim=True) / weight.sum().clamp_min(1e-6)
-    return torch.where(total > 1e-5, box_mean(picture * weight, radius) / total.clamp_min(1e-5), mean)
+    return torch.where(total > 1e-5, box_mean(picture * weight, radius) / total.clamp_min(1e-5), fallback)
+
+
+def _mean(picture: Tensor, weight: Tensor) -> Tensor:
+    return (picture * weight).sum((1, 2), keepdim=True) / weight.sum().clamp_min(1e-6)

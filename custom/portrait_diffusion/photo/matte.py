@@ -115,9 +115,9 @@ def portrait_prior(size: int) -> np.ndarray:
     u, v = np.meshgrid(centre - 0.5, centre)
     labels = np.full((size, size), cv2.GC_PR_BGD, np.uint8)
     labels[((u / 0.43) ** 2 + ((v - 0.52) / 0.5) ** 2 > 1) & (v < 0.62)] = cv2.GC_BGD
-    labels[((u / 0.25) ** 2 + ((v - 0.46) / 0.37) ** 2 < 1)] = cv2.GC_PR_FGD
-    labels[(v > 0.8) & (np.abs(u) < 0.12 + 2.0 * (v - 0.8))] = cv2.GC_PR_FGD
-    labels[(u / 0.155) ** 2 + ((v - 0.5) / 0.29) ** 2 < 1] = cv2.GC_FGD
+    labels[(u / 0.32) ** 2 + ((v - 0.5) / 0.44) ** 2 < 1] = cv2.GC_PR_FGD
+    labels[(v > 0.8) & (np.abs(u) < 0.2 + 2.0 * (v - 0.8))] = cv2.GC_PR_FGD
+    labels[(u / 0.17) ** 2 + ((v - 0.485) / 0.305) ** 2 < 1] = cv2.GC_FGD
     labels[(v > 0.7) & (np.abs(u) < 0.08 + 1.2 * np.clip(v - 0.88, 0, None))] = cv2.GC_FGD
     return labels
 

@@ -37,6 +37,7 @@ class MatteTrainConfig:
     warmup_steps: int = 100
     ema_decay: float = 0.998
     size: int = MATTE_SIZE
+    eval_batches: int = 4
     seed: int = 0
     save_every_seconds: float = 60.0
 
@@ -154,7 +155,7 @@ def model_card(trainer: MatteTrainer) -> dict:
         "steps": trainer.step,
         "seconds": round(trainer.elapsed, 1),
         "config": asdict(trainer.config),
-        "held_out_synthetic": evaluate(trainer.average, trainer.held_out),
+        "held_out_synthetic": evaluate(trainer.average, trainer.held_out, trainer.config.eval_batches),
     }
 
 
@@ -188,6 +189,8 @@ def main(arguments=None) -> Path:
     parser.add_argument("--seconds", type=float, default=200.0, help="time budget of the whole run, data loading apart")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps instead of by time")
     parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--size", type=int, default=MATTE_SIZE, help="side of the training pictures, a multiple of 32")
+    parser.add_argument("--eval-batches", type=int, default=4, help="batches of 16 for the card's held-out test")
     parser.add_argument("--warmup-steps", type=int, default=100)
     parser.add_argument("--max-frames", type=int, default=40000)
     parser.add_argument("--max-yaw", type=float, default=75.0, help="use views up to this many degrees from the front")
@@ -197,8 +200,9 @@ def main(arguments=None) -> Path:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device(options.device) if options.device else default_device()
     config = MatteTrainConfig(
-        options.seconds, options.steps, options.batch_size, warmup_steps=options.warmup_steps, seed=options.seed
-    )
+        options.seconds, options.steps, options.batch_size, warmup_steps=options.warmup_steps,
+        size=options.size, eval_batches=options.eval_batches, seed=options.seed,
+    )  # fmt: skip
     frames = load_pool(read_frames(options.data, options.max_yaw), config.size, device, options.max_frames)
     _log.info("%d frames on %s", len(frames), device)
     trainer = MatteTrainer(frames, config)

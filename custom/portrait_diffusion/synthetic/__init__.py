@@ -1,1 +1,1 @@
-"""Procedural portraits with ground truth: heads, assets, subjects, two rasterisers and the data set command (see docs/synthetic.md)."""
+"""Procedural portraits with ground truth: heads, assets, subjects, two rasterisers and the data set command."""

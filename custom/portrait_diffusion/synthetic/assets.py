@@ -1,8 +1,11 @@
 """The MakeHuman CC0 asset pack: where it is, what it holds, and how an asset follows a body.
 
-Layout of the pack: folders ``skins hair eyebrows eyelashes eyes (with eyes/iris) clothes``; ``NAME.npz`` holds ``verts (n,3)``, ``uvs``,
-``faces``, ``face_uvs`` and the fit ``ref_idx (n,3)``, ``ref_weights (n,3)``, ``offsets (n,3)``, ``scale_refs (3,3)``; ``NAME.png`` the texture.
+Layout of the pack: folders ``skins hair eyebrows eyelashes eyes (with eyes/iris) clothes``; ``NAME.npz`` holds
+``verts (n,3)``, ``uvs``,
+``faces``, ``face_uvs`` and the fit ``ref_idx (n,3)``, ``ref_weights (n,3)``, ``offsets (n,3)``, ``scale_refs (3,3)``;
+``NAME.png`` the texture.
 """
+
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,14 +53,24 @@ class FittedAsset:
         scale = self.scale_refs.copy()
         scale[:, :2] = np.where(scale[:, 2:] > 0, lookup[scale[:, :2].astype(int)], 0)
         if (scale[:, :2] < 0).any():
-            raise UsageError("Asset fit: the head basis lacks a vertex that the asset's scale refers to; build the basis again.")
-        return FittedAsset(refs[present], self.ref_weights[present], self.offsets[present], scale, self.uvs, row[self.faces[keep]],
-                           self.face_uvs[keep])
+            raise UsageError(
+                "Asset fit: the head basis lacks a vertex that the asset's scale refers to; build the basis again."
+            )
+        return FittedAsset(
+            refs[present],
+            self.ref_weights[present],
+            self.offsets[present],
+            scale,
+            self.uvs,
+            row[self.faces[keep]],
+            self.face_uvs[keep],
+        )
 
     def fit(self, base: np.ndarray) -> np.ndarray:
         """Vertices (n,3) on a body with vertices ``base``.
 
-        Formula: v = sum_k w_k base[ref_k] + offset * s with s_a = |base[i,a] - base[j,a]| / d, (i, j, d) = scale_refs[a], 1 where d = 0.
+        Formula: v = sum_k w_k base[ref_k] + offset * s with s_a = |base[i,a] - base[j,a]| / d, (i, j, d) =
+            scale_refs[a], 1 where d = 0.
         """
         scale = np.ones(3)
         for axis, (i, j, distance) in enumerate(self.scale_refs):
@@ -76,7 +89,11 @@ class AssetPack:
 
     def names(self, kind: str, split: str | None = None) -> list[str]:
         """Sorted names of one kind; with ``split`` ('train', 'val', 'test') only those that split may use."""
-        folder, suffix = (self.root / "eyes" / "iris", ".png") if kind == "iris" else (self.root / kind, ".png" if kind == "skins" else ".npz")
+        folder, suffix = (
+            (self.root / "eyes" / "iris", ".png")
+            if kind == "iris"
+            else (self.root / kind, ".png" if kind == "skins" else ".npz")
+        )
         names = sorted(path.stem for path in folder.glob("*" + suffix))
         if split is None or kind == "eyes":
             return names
@@ -88,7 +105,10 @@ class AssetPack:
         if key not in self._fits:
             with np.load(self._path(kind, name, ".npz"), allow_pickle=False) as data:
                 arrays = {field: data[field] for field in FittedAsset.__dataclass_fields__}
-            arrays = {k: v.astype(np.int64 if k in ("ref_idx", "faces", "face_uvs") else np.float64) for k, v in arrays.items()}
+            arrays = {
+                k: v.astype(np.int64 if k in ("ref_idx", "faces", "face_uvs") else np.float64)
+                for k, v in arrays.items()
+            }
             self._fits[key] = FittedAsset(**arrays)
         return self._fits[key]
 
@@ -99,7 +119,10 @@ class AssetPack:
             path = self._path(kind, name, ".png")
             with Image.open(path) as image:
                 if max(image.size) > MAX_TEXTURE:
-                    raise UsageError(f"Texture '{path}' is {image.size[0]}x{image.size[1]} pixels; at most {MAX_TEXTURE} a side are read.")
+                    raise UsageError(
+                        f"Texture '{path}' is {image.size[0]}x{image.size[1]} pixels; at most {MAX_TEXTURE} a side "
+                        "are read."
+                    )
                 self._images[key] = np.asarray(image.convert("RGBA"))
         return self._images[key]
 
@@ -119,12 +142,16 @@ class AssetPack:
         return names[0]
 
 
-_ADVICE = ("Synthetic portraits need the MakeHuman CC0 asset pack laid out as folders skins, hair, eyebrows, eyelashes, eyes (with eyes/iris) "
-           f"and clothes; pass its folder (--assets) or set the environment variable {ASSETS_VARIABLE}.")
+_ADVICE = (
+    "Synthetic portraits need the MakeHuman CC0 asset pack laid out as folders skins, hair, eyebrows, eyelashes, "
+    "eyes (with eyes/iris) and clothes; pass its folder (--assets) or set the environment variable "
+    f"{ASSETS_VARIABLE}."
+)
 
 
 def allowed(kind: str, name: str, split: str) -> bool:
-    """Whether a split may use an asset: test and validation assets are used nowhere else; a split with reserved assets uses only those."""
+    """Whether a split may use an asset: test and validation assets are used nowhere else; a split with reserved
+    assets uses only those."""
     test, val = TEST_ONLY.get(kind, ()), VAL_ONLY.get(kind, ())
     if split == "test":
         return name in test if test else True

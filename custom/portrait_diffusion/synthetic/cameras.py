@@ -1,4 +1,5 @@
 """Orbit cameras of the renderer in numpy (the same geometry as ``ops.cameras``, which needs torch)."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ from .mesh import unit
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera on a sphere around the origin that looks at ``target``: degrees, scene units, world frame (z up, the face looks along +x)."""
+    """A camera on a sphere around the origin that looks at ``target``: degrees, scene units, world frame (z up, the
+    face looks along +x)."""
 
     azimuth_deg: float = 0.0
     elevation_deg: float = 0.0
@@ -38,10 +40,18 @@ class Camera:
     def projection(self, near: float = 0.5, far: float = 8.0) -> np.ndarray:
         """(4,4) OpenGL projection of a square image."""
         f = 1.0 / np.tan(np.radians(self.fovy_deg) / 2)
-        return np.array([[f, 0, 0, 0], [0, f, 0, 0], [0, 0, (far + near) / (near - far), 2 * far * near / (near - far)], [0, 0, -1, 0]])
+        return np.array(
+            [
+                [f, 0, 0, 0],
+                [0, f, 0, 0],
+                [0, 0, (far + near) / (near - far), 2 * far * near / (near - far)],
+                [0, 0, -1, 0],
+            ]
+        )
 
     def project(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Head-frame points (n,3) -> pixel positions (n,2), origin at the top left corner of the image, pixel centres at +0.5."""
+        """Head-frame points (n,3) -> pixel positions (n,2), origin at the top left corner of the image, pixel centres
+        at +0.5."""
         camera = points @ self.head_to_camera()[:3, :3].T + self.head_to_camera()[:3, 3]
         f = 1.0 / np.tan(np.radians(self.fovy_deg) / 2)
         ndc = f * camera[:, :2] / -camera[:, 2:3]

@@ -1,4 +1,5 @@
 """Close the bust where the upright cylinder and the bottom plane cut it, so that no view looks into a hollow shell."""
+
 import numpy as np
 
 from ..ops.canonical import BOX_RADIUS
@@ -6,11 +7,13 @@ from ..ops.canonical import BOX_RADIUS
 BINS = 180
 
 
-def bust_caps(meshes: list[tuple[np.ndarray, np.ndarray]], radius: float = BOX_RADIUS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bust_caps(
+    meshes: list[tuple[np.ndarray, np.ndarray]], radius: float = BOX_RADIUS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Surfaces on the cylinder wall and on the bottom plane that fill the cut of the bust.
 
-    The bust is taken to be star-shaped around the vertical axis below the highest crossing of the wall at each angle: the wall is
-    filled from the bottom up to that crossing, the bottom out to the outermost crossing.
+    The bust is taken to be star-shaped around the vertical axis below the highest crossing of the wall at each angle:
+    the wall is filled from the bottom up to that crossing, the bottom out to the outermost crossing.
 
     Args:
         meshes: list of (vertices (n,3), triangles (f,3)) of skin and clothes, head frame.
@@ -18,7 +21,9 @@ def bust_caps(meshes: list[tuple[np.ndarray, np.ndarray]], radius: float = BOX_R
     Returns: vertices (c,3), normals (c,3), triangles (t,3); empty arrays where nothing is cut.
     """
     rim = radius * 0.9995
-    edges = [np.stack([v[f[:, [0, 1, 2]]].reshape(-1, 3), v[f[:, [1, 2, 0]]].reshape(-1, 3)]) for v, f in meshes if len(f)]
+    edges = [
+        np.stack([v[f[:, [0, 1, 2]]].reshape(-1, 3), v[f[:, [1, 2, 0]]].reshape(-1, 3)]) for v, f in meshes if len(f)
+    ]
     if not edges:
         return np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3), np.int64)
     a, b = np.concatenate(edges, axis=1)
@@ -53,14 +58,18 @@ def _crossings(a: np.ndarray, b: np.ndarray, side_a: np.ndarray, side_b: np.ndar
 
 
 def _polar_max(points: np.ndarray, value: np.ndarray, empty: float) -> np.ndarray:
-    """Largest value (BINS,) of the points in each bin of angle around the y axis; gaps of up to four bins are bridged."""
+    """Largest value (BINS,) of the points in each bin of angle around the y axis; gaps of up to four bins are
+    bridged."""
     result = np.full(BINS, -np.inf)
     angle = np.arctan2(points[:, 0], points[:, 2]) % (2 * np.pi)
     np.maximum.at(result, (angle * (BINS / (2 * np.pi))).astype(int) % BINS, value)
     filled = result.copy()
     for step in (1, 2, 3, 4):
         for shift in (step, -step):
-            neighbour, opposite = np.roll(result, shift), np.max([np.roll(result, -np.sign(shift) * k) for k in (1, 2, 3, 4)], axis=0)
+            neighbour, opposite = (
+                np.roll(result, shift),
+                np.max([np.roll(result, -np.sign(shift) * k) for k in (1, 2, 3, 4)], axis=0),
+            )
             gap = ~np.isfinite(filled) & np.isfinite(neighbour) & np.isfinite(opposite)
             filled[gap] = np.minimum(neighbour, opposite)[gap]
     filled[~np.isfinite(filled)] = empty

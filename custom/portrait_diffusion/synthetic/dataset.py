@@ -1,14 +1,20 @@
 """Render a data set of synthetic portraits: several processes, resumable, one .npz a shard of subjects.
 
-Usage: ``python -m portrait_diffusion.synthetic.dataset OUT --split train --subjects 1000 --views 12 --size 128 --assets DIR --basis FILE``
+Usage: ``python -m portrait_diffusion.synthetic.dataset OUT --split train --subjects 1000 --views 12 --size 128
+--assets DIR --basis FILE``
 
 Shard ``SPLIT_00000.npz`` (N subjects, V views, S pixels):
-  ``rgba (N,V,S,S,4)`` uint8 straight colour + alpha; ``camera (N,V,4)`` float32 azimuth, elevation (degrees), distance, fovy (degrees);
-  ``target (N,V,3)``; ``c2w (N,V,4,4)`` float32; ``landmarks (N,5,3)`` head frame (eye centres, nose tip, mouth corners; smaller x first);
+  ``rgba (N,V,S,S,4)`` uint8 straight colour + alpha; ``camera (N,V,4)`` float32 azimuth, elevation (degrees),
+  distance, fovy (degrees);
+  ``target (N,V,3)``; ``c2w (N,V,4,4)`` float32; ``landmarks (N,5,3)`` head frame (eye centres, nose tip, mouth
+  corners; smaller x first);
   ``landmarks_px (N,V,5,2)``; ``landmarks_visible (N,V,5)`` bool; ``subject_index (N,)``;
-  and if asked for: ``label (N,V,S,S)`` uint8, ``depth (N,V,S,S)`` float16 (distance along the ray; 0 = nothing), ``normal (N,V,S,S,3)`` int8 (unit vector x 127, world frame).
-``manifest.json`` holds the arguments, versions, the shards and every subject's description.
+  and if asked for: ``label (N,V,S,S)`` uint8, ``depth (N,V,S,S)`` float16 (distance along the ray; 0 = nothing),
+  ``normal (N,V,S,S,3)`` int8 (unit vector x 127, world frame).
+  ``subjects`` JSON text describing every subject.
+``manifest_SPLIT.json`` holds the arguments, their hash, the version and the list of shards.
 """
+
 import argparse
 import hashlib
 import json
@@ -19,21 +25,23 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PortraitError, UsageError
 from .assets import find_assets
-from .cameras import Camera
 from .heads import load_head_basis
-from .subjects import SPLITS, canonical_lighting, sample_subject
+from .raster_gl import GLRasterizer
+from .raster_soft import SoftRasterizer
+from .sampling import sample_subject
+from .scene import SceneBuilder
+from .subjects import SPLITS, canonical_lighting
+from .views import evaluation_cameras, landmark_visibility, training_cameras
 
 LOG = logging.getLogger("portrait_diffusion")
-VERSION = 1  # increase when the same arguments give other pictures
-EVALUATION_AZIMUTHS = (0.0, 15.0, -15.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0, 135.0, -135.0, 180.0)
-VISIBLE_TOLERANCE = 0.02  # a landmark is visible if the surface lies at most this much in front of it, scene units
+VERSION = 2  # increase when the same arguments give other pictures
 
 
 @dataclass(frozen=True)
@@ -59,38 +67,15 @@ class DatasetSpec:
         return h.hexdigest()[:16]
 
 
-def training_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
-    """View 0 as a photograph would be taken; of the others half all around, half within 35 degrees of the front."""
-    cameras = []
-    for k in range(count):
-        if k == 0:
-            azimuth, elevation = rng.uniform(-20, 20), rng.uniform(-12, 12)
-        else:
-            azimuth = rng.uniform(-180, 180) if k % 2 else rng.uniform(-35, 35)
-            elevation = rng.uniform(-20, 30)
-        cameras.append(Camera(float(azimuth), float(elevation)))
-    return cameras
-
-
-def evaluation_cameras(count: int) -> list[Camera]:
-    """The first ``count`` fixed azimuths at elevation 0; view 0 is frontal."""
-    if count > len(EVALUATION_AZIMUTHS):
-        raise UsageError(f"Evaluation sampling has {len(EVALUATION_AZIMUTHS)} fixed views; {count} were asked for.")
-    return [Camera(azimuth, 0.0) for azimuth in EVALUATION_AZIMUTHS[:count]]
-
-
 class ShardRenderer:
     """Renders shards; one lives in each worker process with its own OpenGL context."""
 
     def __init__(self, spec: DatasetSpec, assets: str | None, basis: str, backend: str):
-        from .scene import SceneBuilder
         self.spec, self.basis, self.assets = spec, load_head_basis(basis), find_assets(assets)
         self.builder = SceneBuilder(self.basis, self.assets)
         if backend == "gl":
-            from .raster_gl import GLRasterizer
             self.rasterizer = GLRasterizer(spec.size, spec.supersample)
         elif backend == "soft":
-            from .raster_soft import SoftRasterizer
             self.rasterizer = SoftRasterizer(spec.size, spec.supersample)
         else:
             raise UsageError(f"backend must be 'gl' or 'soft', not '{backend}'.")
@@ -110,7 +95,6 @@ class ShardRenderer:
         spec = self.spec
         subject = sample_subject(spec.seed, spec.split, index, self.basis, self.assets)
         if spec.sampling == "evaluation":
-            from dataclasses import replace
             subject = replace(subject, lighting=canonical_lighting())
             cameras = evaluation_cameras(spec.views_per_subject)
         else:
@@ -126,7 +110,9 @@ class ShardRenderer:
             "c2w": np.stack([c.c2w() for c in cameras]).astype(np.float32),
             "landmarks": scene.landmarks.astype(np.float32),
             "landmarks_px": pixels.astype(np.float32),
-            "landmarks_visible": np.stack([landmark_visibility(view, scene.landmarks, px) for view, px in zip(views, pixels)]),
+            "landmarks_visible": np.stack(
+                [landmark_visibility(view, scene.landmarks, px) for view, px in zip(views, pixels)]
+            ),
             "subject_index": np.int64(index),
         }
         if "label" in spec.extras:
@@ -138,18 +124,22 @@ class ShardRenderer:
         return row, subject.to_dict()
 
 
-def landmark_visibility(view, landmarks: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Which landmarks (5,) no surface hides in a view: the depth at their pixel is not smaller than their own."""
-    size = view.depth.shape[0]
-    column, line = np.floor(pixels).astype(int).T
-    inside = (column >= 0) & (line >= 0) & (column < size) & (line < size)
-    distance = np.linalg.norm(landmarks - view.camera.position_head(), axis=1)
-    depth = view.depth[line.clip(0, size - 1), column.clip(0, size - 1)]
-    return inside & (depth > 0) & (depth > distance - VISIBLE_TOLERANCE)
-
-
-def render_dataset(out_dir, split: str, n_subjects: int, views_per_subject: int, size: int, seed: int = 0, assets=None, basis=None, workers: int = 1,
-                   supersample: int = 3, shard_size: int = 50, sampling: str = "training", extras: Sequence[str] = (), backend: str = "gl") -> Path:
+def render_dataset(
+    out_dir,
+    split: str,
+    n_subjects: int,
+    views_per_subject: int,
+    size: int,
+    seed: int = 0,
+    assets=None,
+    basis=None,
+    workers: int = 1,
+    supersample: int = 3,
+    shard_size: int = 50,
+    sampling: str = "training",
+    extras: Sequence[str] = (),
+    backend: str = "gl",
+) -> Path:
     """Render a data set (resumes where an earlier run with the same arguments stopped).
 
     Args:
@@ -168,10 +158,14 @@ def render_dataset(out_dir, split: str, n_subjects: int, views_per_subject: int,
     Returns: path of manifest.json.
     Raises: UsageError, EnvironmentProblem.
     """
-    spec = DatasetSpec(split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras)))
+    spec = DatasetSpec(
+        split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras))
+    )
     _check(spec)
     if basis is None:
-        raise UsageError("No head basis was given (--basis); make it once with: python -m portrait_diffusion.synthetic.heads FILE")
+        raise UsageError(
+            "No head basis was given (--basis); make it once with: python -m portrait_diffusion.synthetic.heads FILE"
+        )
     pack = find_assets(assets)
     load_head_basis(basis)
     out = Path(out_dir)
@@ -179,16 +173,35 @@ def render_dataset(out_dir, split: str, n_subjects: int, views_per_subject: int,
     digest = spec.digest(Path(basis))
     _check_resume(out / f"manifest_{split}.json", digest)
     shards = [range(start, min(start + shard_size, n_subjects)) for start in range(0, n_subjects, shard_size)]
-    manifest = {"digest": digest, "complete": False, "spec": asdict(spec), "shards": [f"{split}_{k:05d}.npz" for k in range(len(shards))]}
+    manifest = {
+        "digest": digest,
+        "complete": False,
+        "spec": asdict(spec),
+        "shards": [f"{split}_{k:05d}.npz" for k in range(len(shards))],
+    }
     _write_json(out / f"manifest_{split}.json", manifest)
     todo = [k for k in range(len(shards)) if not (out / manifest["shards"][k]).is_file()]
-    LOG.info("%d of %d shards are there already; rendering %d with %d workers", len(shards) - len(todo), len(shards), len(todo), workers)
-    jobs = [(spec, str(pack.root), str(basis), backend, str(out / manifest["shards"][k]), list(shards[k])) for k in todo]
+    LOG.info(
+        "%d of %d shards are there already; rendering %d with %d workers",
+        len(shards) - len(todo),
+        len(shards),
+        len(todo),
+        workers,
+    )
+    jobs = [
+        (spec, str(pack.root), str(basis), backend, str(out / manifest["shards"][k]), list(shards[k])) for k in todo
+    ]
     started, done = time.monotonic(), 0
     for name, count in _run(jobs, workers):
         done += count
         rate = done / (time.monotonic() - started)
-        LOG.info("%s: %d subjects in this run, %.2f subjects/s, %.1f ms a view", name, done, rate, 1000 / (rate * views_per_subject))
+        LOG.info(
+            "%s: %d subjects in this run, %.2f subjects/s, %.1f ms a view",
+            name,
+            done,
+            rate,
+            1000 / (rate * views_per_subject),
+        )
     manifest["complete"] = True
     _write_json(out / f"manifest_{split}.json", manifest)
     return out / f"manifest_{split}.json"
@@ -212,7 +225,10 @@ def _check_resume(manifest: Path, digest: str) -> None:
     if manifest.is_file():
         found = json.loads(manifest.read_text(encoding="utf-8")).get("digest")
         if found != digest:
-            raise UsageError(f"'{manifest}' was rendered with other arguments (hash {found}, now {digest}); choose another folder or delete it.")
+            raise UsageError(
+                f"'{manifest}' was rendered with other arguments (hash {found}, now {digest}); choose another folder "
+                "or delete it."
+            )
 
 
 def _run(jobs, workers: int):
@@ -251,14 +267,19 @@ def _write_json(path: Path, value: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m portrait_diffusion.synthetic.dataset", description="Render synthetic portraits with ground truth.")
+    parser = argparse.ArgumentParser(
+        prog="python -m portrait_diffusion.synthetic.dataset",
+        description="Render synthetic portraits with ground truth.",
+    )
     parser.add_argument("out", help="folder to fill")
     parser.add_argument("--split", default="train", choices=sorted(SPLITS))
     parser.add_argument("--subjects", type=int, default=1000)
     parser.add_argument("--views", type=int, default=12)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--assets", default=None, help="folder of the MakeHuman CC0 asset pack (default: $PORTRAIT_DIFFUSION_ASSETS)")
+    parser.add_argument(
+        "--assets", default=None, help="folder of the MakeHuman CC0 asset pack (default: $PORTRAIT_DIFFUSION_ASSETS)"
+    )
     parser.add_argument("--basis", required=True, help="head basis (.npz)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--supersample", type=int, default=3)
@@ -269,8 +290,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        manifest = render_dataset(args.out, args.split, args.subjects, args.views, args.size, args.seed, args.assets, args.basis, args.workers,
-                                  args.supersample, args.shard_size, args.sampling, args.extras, args.backend)
+        manifest = render_dataset(
+            args.out,
+            args.split,
+            args.subjects,
+            args.views,
+            args.size,
+            args.seed,
+            args.assets,
+            args.basis,
+            args.workers,
+            args.supersample,
+            args.shard_size,
+            args.sampling,
+            args.extras,
+            args.backend,
+        )
     except PortraitError as error:
         LOG.error("error: %s", error)
         return error.exit_code

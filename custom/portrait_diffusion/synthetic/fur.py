@@ -1,4 +1,6 @@
-"""Short hair as shells: buzz cuts and beards are copies of the skin pushed outward, each with fewer and thinner hairs."""
+"""Short hair as shells: buzz cuts and beards are copies of the skin pushed outward, each with fewer and thinner
+hairs."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,19 +46,47 @@ def style_weight(style: str, p: np.ndarray) -> np.ndarray:
     return np.ones(x.shape)
 
 
-def fur_parts(subject: Subject, head: np.ndarray, basis: HeadBasis, layout: SkinLayout, regions: FurRegions, textures: dict) -> list:
+def fur_parts(
+    subject: Subject, head: np.ndarray, basis: HeadBasis, layout: SkinLayout, regions: FurRegions, textures: dict
+) -> list:
     """Shell parts of a subject's buzz cut and beard (possibly none)."""
     parts = []
     if subject.hair == "buzz":
         weight, picture = (scalp_region(p, subject.hairline) for p in (regions.mean, layout.position))
         weight, picture = weight * (1 - regions.bare), picture * (1 - layout.masks["ears"]) * layout.covered
-        parts += _shells("buzz", LABELS["hair"], weight, picture, subject.buzz_length, 1.0, hair_linear(subject), head, basis, layout, subject.rng(4), textures)
+        parts += _shells(
+            "buzz",
+            LABELS["hair"],
+            weight,
+            picture,
+            subject.buzz_length,
+            1.0,
+            hair_linear(subject),
+            head,
+            basis,
+            layout,
+            subject.rng(4),
+            textures,
+        )
     beard = subject.beard
     if beard.length > 0:
         weight = beard_region(regions.mean) * (1 - regions.bare) * style_weight(beard.style, regions.mean)
         weight *= 0.55 + 0.45 * smoothstep(-0.05, -0.16, regions.mean[:, 1])
         picture = layout.masks["beard"] * style_weight(beard.style, layout.position)
-        parts += _shells("beard", LABELS["hair"], weight, picture, beard.length, beard.density, facial_hair_linear(subject), head, basis, layout, subject.rng(5), textures)
+        parts += _shells(
+            "beard",
+            LABELS["hair"],
+            weight,
+            picture,
+            beard.length,
+            beard.density,
+            facial_hair_linear(subject),
+            head,
+            basis,
+            layout,
+            subject.rng(5),
+            textures,
+        )
     return parts
 
 
@@ -73,13 +103,26 @@ def _shells(name, label, weight, mask, length, density, colour, head, basis, lay
     parts = []
     for k in range(SHELLS):
         level = (k + 0.5) / SHELLS
-        alpha = smoothstep(level - 0.15, level + 0.35, (0.35 + 0.9 * grain) * mask * density + (0.25 if k == 0 else 0.0) * mask)
+        alpha = smoothstep(
+            level - 0.15, level + 0.35, (0.35 + 0.9 * grain) * mask * density + (0.25 if k == 0 else 0.0) * mask
+        )
         shade = 0.6 + 0.55 * level
         key = f"{name}_{k}"
         textures[key] = np.full(alpha.shape + (4,), 255, np.uint8)
         textures[key][..., 3] = alpha * 255
         vertices = head + direction * (length * (level + 0.08) * (0.3 + 0.7 * weight))[:, None]
-        part = Part(key, label, vertices[corner], normals[corner], layout.uv_head, faces, key, mode="hair", tint=colour * shade,
-                    wrap=lighting.WRAP_HAIR, casts=0.0)
+        part = Part(
+            key,
+            label,
+            vertices[corner],
+            normals[corner],
+            layout.uv_head,
+            faces,
+            key,
+            mode="hair",
+            tint=colour * shade,
+            wrap=lighting.WRAP_HAIR,
+            casts=0.0,
+        )
         parts.append(compact(part))
     return parts

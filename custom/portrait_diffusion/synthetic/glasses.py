@@ -1,4 +1,5 @@
 """Spectacles around the eyes: two superellipse rims and a bridge as tubes, temples to the ears, and lenses."""
+
 import numpy as np
 
 from .heads import HeadBasis
@@ -39,7 +40,9 @@ def rim_outline(glasses: Glasses) -> np.ndarray:
     angle = np.arange(RIM_POINTS) * (2 * np.pi / RIM_POINTS)
     c, s = np.cos(angle), np.sin(angle)
     power = 2.0 / glasses.exponent
-    return np.stack([glasses.half_width * np.sign(c) * np.abs(c) ** power, glasses.half_height * np.sign(s) * np.abs(s) ** power], 1)
+    return np.stack(
+        [glasses.half_width * np.sign(c) * np.abs(c) ** power, glasses.half_height * np.sign(s) * np.abs(s) ** power], 1
+    )
 
 
 def glasses_parts(glasses: Glasses, head: np.ndarray, basis: HeadBasis, textures: dict) -> list:
@@ -74,8 +77,21 @@ def glasses_parts(glasses: Glasses, head: np.ndarray, basis: HeadBasis, textures
         faces.append(f + sum(map(len, vertices)))
         vertices.append(v)
         normals.append(n)
-    vertices, normals, faces = np.concatenate(vertices), np.concatenate(normals).astype(np.float32), np.concatenate(faces)
-    frame = Part("glasses", LABELS["glasses"], vertices, normals, np.zeros((len(vertices), 2)), faces, "asset:white", tint=to_linear(glasses.frame_srgb))
+    vertices, normals, faces = (
+        np.concatenate(vertices),
+        np.concatenate(normals).astype(np.float32),
+        np.concatenate(faces),
+    )
+    frame = Part(
+        "glasses",
+        LABELS["glasses"],
+        vertices,
+        normals,
+        np.zeros((len(vertices), 2)),
+        faces,
+        "asset:white",
+        tint=to_linear(glasses.frame_srgb),
+    )
     parts = [frame]
     for points in lens_points:
         positions = np.concatenate([points, points.mean(0, keepdims=True)])
@@ -84,15 +100,30 @@ def glasses_parts(glasses: Glasses, head: np.ndarray, basis: HeadBasis, textures
         normal = vertex_normals(positions, fan)
         normal = (normal * np.sign(normal[-1, 2])).astype(np.float32)
         mode = "hair" if glasses.lens_alpha > 0.5 else "blend"
-        parts.append(Part("lens", LABELS["glasses"], positions, normal, np.zeros((len(positions), 2)), fan, "asset:white", mode=mode,
-                          tint=to_linear(glasses.lens_srgb), opacity=glasses.lens_alpha, casts=float(glasses.lens_alpha > 0.5)))
+        parts.append(
+            Part(
+                "lens",
+                LABELS["glasses"],
+                positions,
+                normal,
+                np.zeros((len(positions), 2)),
+                fan,
+                "asset:white",
+                mode=mode,
+                tint=to_linear(glasses.lens_srgb),
+                opacity=glasses.lens_alpha,
+                casts=float(glasses.lens_alpha > 0.5),
+            )
+        )
     return parts
 
 
 def _front(skin: np.ndarray, xy: np.ndarray) -> float:
     """Largest z of skin vertices close to points (m,2) of the frontal view."""
     near = (skin[:, 2] > 0) & (np.abs(skin[:, None, 0] - xy[None, :, 0]) < 0.006).any(1)
-    near[near] &= (np.hypot(skin[near][:, None, 0] - xy[None, :, 0], skin[near][:, None, 1] - xy[None, :, 1]) < 0.006).any(1)
+    near[near] &= (
+        np.hypot(skin[near][:, None, 0] - xy[None, :, 0], skin[near][:, None, 1] - xy[None, :, 1]) < 0.006
+    ).any(1)
     return float(skin[near, 2].max()) if near.any() else 0.0
 
 

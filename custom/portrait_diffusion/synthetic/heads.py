@@ -1,11 +1,13 @@
 """A linear basis of human heads, extracted once from Anny and evaluated afterwards with numpy alone.
 
-Anny (Apache-2.0 code, CC0 shapes of MakeHuman) describes a body by *phenotypes* (gender, age, muscle, weight, origin), *local changes*
-(nose width, chin height ...) and *facial actions* (smile, blink ...). Local changes and facial actions are linear up to a sign; phenotypes
-act through products of hat functions of each value (Anny's ``phenotype_blendshape_weights``), so that the rest shape is exactly the
-multilinear interpolation of its values at the anchors of the phenotype axes. The basis stores that table after a lossless-in-practice
-principal component analysis, for the vertices that heads need.
+Anny (Apache-2.0 code, CC0 shapes of MakeHuman) describes a body by *phenotypes* (gender, age, muscle, weight,
+origin), *local changes* (nose width, chin height ...) and *facial actions* (smile, blink ...). Local changes and
+facial actions are linear up to a sign; phenotypes act through products of hat functions of each value (Anny's
+``phenotype_blendshape_weights``), so that the rest shape is exactly the multilinear interpolation of its values at
+the anchors of the phenotype axes. The basis stores that table after a lossless-in-practice principal component
+analysis, for the vertices that heads need.
 """
+
 import json
 import logging
 import os
@@ -28,8 +30,23 @@ PHENOTYPE_AXES = {
     "weight": (0.0, 0.5, 1.0),
 }
 ORIGINS = ("african", "asian", "caucasian")
-LOCAL_PREFIXES = ("head-", "nose-", "mouth-", "chin-", "forehead-", "eyebrows-", "l-eye-", "r-eye-", "l-cheek-", "r-cheek-", "l-ear-",
-                  "r-ear-", "neck-", "measure-neck-", "measure-shoulder-")
+LOCAL_PREFIXES = (
+    "head-",
+    "nose-",
+    "mouth-",
+    "chin-",
+    "forehead-",
+    "eyebrows-",
+    "l-eye-",
+    "r-eye-",
+    "l-cheek-",
+    "r-cheek-",
+    "l-ear-",
+    "r-ear-",
+    "neck-",
+    "measure-neck-",
+    "measure-shoulder-",
+)
 BODY_VERTICES = 13380  # hm08: vertices from here on are auxiliary geometry
 SCALE_VERTICES = (5399, 11998, 791, 881, 962, 5320)  # what the fits of MakeHuman assets measure
 LEFT_MOUTH_CORNER = 7185  # hm08 vertex at the outer end of the lip seam, positive x
@@ -40,9 +57,9 @@ EYE_VERTICES = (14598, 14742)  # hm08 helper eyeballs
 class HeadBasis:
     """Vertices, triangles and shape directions of the head, neck and shoulders (y up, decimetres, facing +z).
 
-    ``vertex_index`` (n,) numbers the vertices in the full base mesh (hm08); ``macro_table`` (2,3,3,3,3,r) holds the principal
-    coefficients at the phenotype anchors (axes gender, age, muscle, weight, origin); ``components`` (r+l+e, 3n) holds principal
-    directions, then local changes (two rows a label: increase, decrease), then facial actions.
+    ``vertex_index`` (n,) numbers the vertices in the full base mesh (hm08); ``macro_table`` (2,3,3,3,3,r) holds the
+    principal coefficients at the phenotype anchors (axes gender, age, muscle, weight, origin); ``components`` (r+l+e,
+    3n) holds principal directions, then local changes (two rows a label: increase, decrease), then facial actions.
     """
 
     vertex_index: np.ndarray
@@ -84,11 +101,14 @@ class HeadBasis:
             action[_position(self.expression_labels, label)] = value
         return np.concatenate([macro, local.ravel(), action])
 
-    def evaluate(self, phenotypes: dict, local_changes: dict | None = None, expression: dict | None = None) -> np.ndarray:
+    def evaluate(
+        self, phenotypes: dict, local_changes: dict | None = None, expression: dict | None = None
+    ) -> np.ndarray:
         """Rest vertices of one subject.
 
         Args:
-            phenotypes: gender, muscle, weight in [0, 1], age in [1/3, 1], and african, asian, caucasian >= 0 (not all 0).
+            phenotypes: gender, muscle, weight in [0, 1], age in [1/3, 1], and african, asian, caucasian >= 0 (not all
+                0).
             local_changes: label -> value in [-1, 1].
             expression: facial action -> value in [0, 1].
         Returns: (n, 3) float32, y up, decimetres.
@@ -130,16 +150,39 @@ def load_head_basis(path: str | os.PathLike) -> HeadBasis:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"Head basis '{path}' does not exist; make it once with: python -m portrait_diffusion.synthetic.heads {path}")
+        raise UsageError(
+            f"Head basis '{path}' does not exist; make it once with: "
+            f"python -m portrait_diffusion.synthetic.heads {path}"
+        )
     with np.load(path, allow_pickle=False) as data:
         meta = json.loads(str(data["meta"]))
         if meta.get("format") != FORMAT_VERSION:
-            raise UsageError(f"Head basis '{path}' has format {meta.get('format')}, expected {FORMAT_VERSION}; build it again.")
+            raise UsageError(
+                f"Head basis '{path}' has format {meta.get('format')}, expected {FORMAT_VERSION}; build it again."
+            )
         components = data["components"].astype(np.float32) * data["scale"]
-        arrays = {name: data[name] for name in ("vertex_index", "mean", "macro_table", "uvs", "faces", "face_uvs", "teeth_faces",
-                                                "tongue_faces", "landmark_index", "arm_weights", "shoulder_index")}
-    return HeadBasis(components=components, local_labels=tuple(meta["local_labels"]), expression_labels=tuple(meta["expression_labels"]),
-                     **arrays)
+        arrays = {
+            name: data[name]
+            for name in (
+                "vertex_index",
+                "mean",
+                "macro_table",
+                "uvs",
+                "faces",
+                "face_uvs",
+                "teeth_faces",
+                "tongue_faces",
+                "landmark_index",
+                "arm_weights",
+                "shoulder_index",
+            )
+        }
+    return HeadBasis(
+        components=components,
+        local_labels=tuple(meta["local_labels"]),
+        expression_labels=tuple(meta["expression_labels"]),
+        **arrays,
+    )
 
 
 def build_anny():
@@ -148,7 +191,9 @@ def build_anny():
     return anny.Anny(topology="makehuman", local_changes="all", facial_actions="all", phenotypes="all")
 
 
-def anny_rest_vertices(model, phenotypes: dict, local_changes: dict | None = None, expression: dict | None = None) -> np.ndarray:
+def anny_rest_vertices(
+    model, phenotypes: dict, local_changes: dict | None = None, expression: dict | None = None
+) -> np.ndarray:
     """Anny's rest vertices (19158, 3) in this module's frame, for building and for checking the basis."""
     torch = require("torch", extra="synthetic")
     with torch.no_grad():
@@ -192,8 +237,11 @@ def build_head_basis(path: str | os.PathLike, tolerance: float = 2e-4) -> HeadBa
     model = build_anny()
     groups = read_obj_groups(Path(anny.__file__).parent / "data" / "mpfb2" / "3dobjs" / "base.obj")
 
-    anchors = [{**dict(zip(PHENOTYPE_AXES, values)), **{o: float(o == origin) for o in ORIGINS}}
-               for values in _product(*PHENOTYPE_AXES.values()) for origin in ORIGINS]
+    anchors = [
+        {**dict(zip(PHENOTYPE_AXES, values)), **{o: float(o == origin) for o in ORIGINS}}
+        for values in _product(*PHENOTYPE_AXES.values())
+        for origin in ORIGINS
+    ]
     table = np.stack([anny_rest_vertices(model, phenotypes) for phenotypes in anchors])
     keep, landmarks = _select_vertices(table)
     row = np.full(table.shape[1], -1, np.int64)
@@ -210,8 +258,12 @@ def build_head_basis(path: str | os.PathLike, tolerance: float = 2e-4) -> HeadBa
     blend = to_decimetres(model.blendshapes.double().cpu().numpy())[:, keep].reshape(len(model.blendshapes), -1)
     first_action = len(model.blendshape_labels) - 2 * len(model.local_change_labels) - len(model.facial_action_labels)
     first_local = first_action + len(model.facial_action_labels)
-    local_labels = [label for label in model.local_change_labels if label.startswith(LOCAL_PREFIXES) and "trans-out" not in label]
-    local_rows = [first_local + 2 * model.local_change_labels.index(label) + side for label in local_labels for side in (0, 1)]
+    local_labels = [
+        label for label in model.local_change_labels if label.startswith(LOCAL_PREFIXES) and "trans-out" not in label
+    ]
+    local_rows = [
+        first_local + 2 * model.local_change_labels.index(label) + side for label in local_labels for side in (0, 1)
+    ]
     components = np.concatenate([right[:rank], blend[local_rows], blend[first_action:first_local]])
     quantised, scale = quantise(components)
 
@@ -223,16 +275,30 @@ def build_head_basis(path: str | os.PathLike, tolerance: float = 2e-4) -> HeadBa
     arms = np.stack([_arm_weights(model, side)[keep] for side in "LR"], 1)
     shoulders = np.stack([np.unique(groups[f"joint-{side}-shoulder"]) for side in "lr"])
 
-    meta = {"format": FORMAT_VERSION, "source": "Anny (Apache-2.0 code, CC0 MakeHuman shapes)",
-            "anny": getattr(anny, "__version__", "unknown"), "local_labels": local_labels,
-            "expression_labels": list(model.facial_action_labels)}
-    write_npz(path, meta=np.array(json.dumps(meta)), vertex_index=keep.astype(np.int32), mean=mean.reshape(-1, 3).astype(np.float32),
-              components=quantised, scale=scale, macro_table=(left[:, :rank] * values[:rank]).reshape(shape).astype(np.float32),
-              uvs=model.texture_coordinates.cpu().numpy()[used_uvs].astype(np.float32), faces=row[faces].astype(np.int32),
-              face_uvs=face_uvs.reshape(-1, 3).astype(np.int32), teeth_faces=row[triangulate(teeth)].astype(np.int32),
-              tongue_faces=row[triangulate(groups["helper-tongue"])].astype(np.int32),
-              landmark_index=row[landmarks].astype(np.int32), arm_weights=arms.astype(np.float32),
-              shoulder_index=row[shoulders].astype(np.int32))
+    meta = {
+        "format": FORMAT_VERSION,
+        "source": "Anny (Apache-2.0 code, CC0 MakeHuman shapes)",
+        "anny": getattr(anny, "__version__", "unknown"),
+        "local_labels": local_labels,
+        "expression_labels": list(model.facial_action_labels),
+    }
+    write_npz(
+        path,
+        meta=np.array(json.dumps(meta)),
+        vertex_index=keep.astype(np.int32),
+        mean=mean.reshape(-1, 3).astype(np.float32),
+        components=quantised,
+        scale=scale,
+        macro_table=(left[:, :rank] * values[:rank]).reshape(shape).astype(np.float32),
+        uvs=model.texture_coordinates.cpu().numpy()[used_uvs].astype(np.float32),
+        faces=row[faces].astype(np.int32),
+        face_uvs=face_uvs.reshape(-1, 3).astype(np.int32),
+        teeth_faces=row[triangulate(teeth)].astype(np.int32),
+        tongue_faces=row[triangulate(groups["helper-tongue"])].astype(np.int32),
+        landmark_index=row[landmarks].astype(np.int32),
+        arm_weights=arms.astype(np.float32),
+        shoulder_index=row[shoulders].astype(np.int32),
+    )
     LOG.info("wrote %s: %d vertices, %d components of %d shapes", path, len(keep), rank, len(components))
     return load_head_basis(path)
 
@@ -252,7 +318,8 @@ def _product(*axes):
 
 
 def _select_vertices(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices that come near the canonical cylinder for some anchor shape, and the five landmark vertices (eyes, nose, mouth corners)."""
+    """Vertices that come near the canonical cylinder for some anchor shape, and the five landmark vertices (eyes,
+    nose, mouth corners)."""
     average = table.mean(0)
     eyes = np.arange(*EYE_VERTICES)
     by_side = [eyes[np.sign(average[eyes, 0]) == side] for side in (-1, 1)]

@@ -1,9 +1,11 @@
 """Bake diffuse light with soft shadows and ambient occlusion at vertices, by splatting points into small depth maps.
 
-Light is fixed to the head and independent of the view, so that a radiance field can explain every view. For each of N directions d
-(evenly over the sphere for the sky, a few around each lamp) surface points are splatted into an orthographic depth map; a vertex is lit
-by d as far as it is not behind the map (percentage-closer filtering over four cells).
+Light is fixed to the head and independent of the view, so that a radiance field can explain every view. For each of N
+directions d (evenly over the sphere for the sky, a few around each lamp) surface points are splatted into an
+orthographic depth map; a vertex is lit by d as far as it is not behind the map (percentage-closer filtering over four
+cells).
 """
+
 import numpy as np
 
 from .mesh import unit
@@ -62,11 +64,19 @@ def visibility(points: np.ndarray, occluders: np.ndarray, direction: np.ndarray,
     return lit
 
 
-def bake(points: np.ndarray, normals: np.ndarray, wrap: np.ndarray, occluders: np.ndarray, lighting: Lighting, sky_count: int = 30,
-         lamp_count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def bake(
+    points: np.ndarray,
+    normals: np.ndarray,
+    wrap: np.ndarray,
+    occluders: np.ndarray,
+    lighting: Lighting,
+    sky_count: int = 30,
+    lamp_count: int = 5,
+) -> tuple[np.ndarray, np.ndarray]:
     """Irradiance over pi at points.
 
-    Formula: sum over directions d of V(d) L(d) max(0, (n.d + w) / (1 + w)), w the wrap of each colour channel; a sky of radiance 1
+    Formula: sum over directions d of V(d) L(d) max(0, (n.d + w) / (1 + w)), w the wrap of each colour channel; a sky
+        of radiance 1
     seen by an unoccluded surface gives about 1.
 
     Args:
@@ -93,7 +103,11 @@ def bake(points: np.ndarray, normals: np.ndarray, wrap: np.ndarray, occluders: n
         directions = cone_directions(np.asarray(lamp.direction), lamp.radius_deg, lamp_count)
         for direction in directions:
             lit = visibility(points, occluders, direction)
-            light += _wrapped(normals @ direction.astype(np.float32), wrap) * lit[:, None] * (np.asarray(lamp.colour, np.float32) / lamp_count)
+            light += (
+                _wrapped(normals @ direction.astype(np.float32), wrap)
+                * lit[:, None]
+                * (np.asarray(lamp.colour, np.float32) / lamp_count)
+            )
     return light, seen / np.maximum(reachable, 1e-6)
 
 

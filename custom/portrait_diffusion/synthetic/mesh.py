@@ -1,9 +1,11 @@
 """Small functions on triangle meshes given as arrays."""
+
 import numpy as np
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted unit normals (n,3) of a mesh with vertices (n,3) and triangles (f,3); vertices without faces get +z."""
+    """Area-weighted unit normals (n,3) of a mesh with vertices (n,3) and triangles (f,3); vertices without faces get
+    +z."""
     corners = vertices[faces]
     face_normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros(vertices.shape, np.float64)

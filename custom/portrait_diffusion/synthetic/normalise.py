@@ -1,4 +1,6 @@
-"""Put a head where every photograph's head is put: eyes and mouth corners on the canonical landmarks, upright, no rotation."""
+"""Put a head where every photograph's head is put: eyes and mouth corners on the canonical landmarks, upright, no
+rotation."""
+
 import numpy as np
 
 from ..ops.canonical import CANONICAL_LANDMARKS_HEAD

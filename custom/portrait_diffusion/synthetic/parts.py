@@ -1,4 +1,5 @@
 """The parts of a scene: textured triangles with a label."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ LABELS = {"background": 0, "skin": 1, "hair": 2, "brows": 3, "eyes": 4, "clothes
 class Part:
     """Triangles that share a texture.
 
-    ``positions, normals (n,3)`` head frame; ``uvs (n,2)`` v up; ``faces (f,3)``; ``texture`` a key of ``Scene.textures``; ``tint (3,)`` linear
-    factor on the texture; ``light (n,3)`` linear light; ``sheen (n,)`` white light added after the texture; ``mode`` 'opaque' (texture alpha
-    ignored), 'cutout' (alpha-tested at 0.5), 'hair' (alpha-tested, then its soft rest blended) or 'blend' (blended only, no depth).
+    ``positions, normals (n,3)`` head frame; ``uvs (n,2)`` v up; ``faces (f,3)``; ``texture`` a key of
+    ``Scene.textures``; ``tint (3,)`` linear factor on the texture; ``light (n,3)`` linear light; ``sheen (n,)`` white
+    light added after the texture; ``mode`` 'opaque' (texture alpha ignored), 'cutout' (alpha-tested at 0.5), 'hair'
+    (alpha-tested, then its soft rest blended) or 'blend' (blended only, no depth).
     """
 
     name: str
@@ -48,5 +50,10 @@ class Scene:
 def compact(part: Part) -> Part:
     """Drop vertices that no triangle uses."""
     used, faces = np.unique(part.faces, return_inverse=True)
-    part.positions, part.normals, part.uvs, part.faces = part.positions[used], part.normals[used], part.uvs[used], faces.reshape(-1, 3)
+    part.positions, part.normals, part.uvs, part.faces = (
+        part.positions[used],
+        part.normals[used],
+        part.uvs[used],
+        faces.reshape(-1, 3),
+    )
     return part

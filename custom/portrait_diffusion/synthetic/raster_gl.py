@@ -1,9 +1,10 @@
 """Draw scenes with OpenGL on a headless machine (moderngl, EGL): GPUs, or Mesa on a CPU."""
+
 import numpy as np
 
 from ..errors import EnvironmentProblem
-from ..optional import require
 from ..ops.canonical import BOX_RADIUS
+from ..optional import require
 from .cameras import Camera
 from .parts import Scene
 from .render_output import RenderOutput
@@ -108,8 +109,16 @@ class GLRasterizer:
         self.program = self.ctx.program(vertex_shader=VERTEX, fragment_shader=FRAGMENT)
         self.resolve = self.ctx.program(vertex_shader=SCREEN, fragment_shader=RESOLVE)
         big, small = (size * supersample,) * 2, (size,) * 2
-        self._big = [self.ctx.texture(big, 4, dtype="f1"), self.ctx.texture(big, 4, dtype="f4"), self.ctx.texture(big, 4, dtype="f1")]
-        self._small = [self.ctx.texture(small, 4, dtype="f1"), self.ctx.texture(small, 4, dtype="f4"), self.ctx.texture(small, 1, dtype="f1")]
+        self._big = [
+            self.ctx.texture(big, 4, dtype="f1"),
+            self.ctx.texture(big, 4, dtype="f4"),
+            self.ctx.texture(big, 4, dtype="f1"),
+        ]
+        self._small = [
+            self.ctx.texture(small, 4, dtype="f1"),
+            self.ctx.texture(small, 4, dtype="f4"),
+            self.ctx.texture(small, 1, dtype="f1"),
+        ]
         depth = self.ctx.depth_renderbuffer(big)
         self._all = self.ctx.framebuffer(self._big, depth)
         self._colour_only = self.ctx.framebuffer(self._big[:1], depth)
@@ -136,11 +145,21 @@ class GLRasterizer:
             store = self._kept if key.startswith("asset:") else self._own
             if key not in store:
                 store[key] = self._texture(picture)
-        rows = [np.concatenate([p.positions, p.normals, p.light, p.uvs, p.sheen[:, None]], 1).astype(np.float32) for p in scene.parts]
+        rows = [
+            np.concatenate([p.positions, p.normals, p.light, p.uvs, p.sheen[:, None]], 1).astype(np.float32)
+            for p in scene.parts
+        ]
         starts = np.cumsum([0, *map(len, rows)])
         faces = [(p.faces + start).astype(np.int32) for p, start in zip(scene.parts, starts)]
-        vertices, indices = self.ctx.buffer(np.concatenate(rows).tobytes()), self.ctx.buffer(np.concatenate(faces).tobytes())
-        array = self.ctx.vertex_array(self.program, [(vertices, "3f 3f 3f 2f 1f", "in_position", "in_normal", "in_light", "in_uv", "in_sheen")], indices)
+        vertices, indices = (
+            self.ctx.buffer(np.concatenate(rows).tobytes()),
+            self.ctx.buffer(np.concatenate(faces).tobytes()),
+        )
+        array = self.ctx.vertex_array(
+            self.program,
+            [(vertices, "3f 3f 3f 2f 1f", "in_position", "in_normal", "in_light", "in_uv", "in_sheen")],
+            indices,
+        )
         self._buffers = [array, vertices, indices]
         first = 0
         for part, face in zip(scene.parts, faces):
@@ -176,7 +195,9 @@ class GLRasterizer:
         self._screen.render(gl.TRIANGLES, vertices=3)
         size = self.size
         colour = np.frombuffer(self._out.read(components=4, attachment=0), np.uint8).reshape(size, size, 4)[::-1]
-        surface = np.frombuffer(self._out.read(components=4, attachment=1, dtype="f4"), np.float32).reshape(size, size, 4)[::-1]
+        surface = np.frombuffer(self._out.read(components=4, attachment=1, dtype="f4"), np.float32).reshape(
+            size, size, 4
+        )[::-1]
         label = np.frombuffer(self._out.read(components=1, attachment=2), np.uint8).reshape(size, size)[::-1]
         return RenderOutput.from_head_frame(colour, surface[..., 3], surface[..., :3], label, camera)
 

@@ -1,8 +1,9 @@
 """Draw scenes with numpy: the reference for `raster_gl` and the way out where no OpenGL can be opened. Slow and simple.
 
-Same passes, same mipmaps (box-filtered, trilinear, one level of detail for a whole triangle instead of one a pixel, no anisotropy),
-same resolve. Pictures agree with OpenGL's up to texture filtering.
+Same passes, same resolve, same mipmaps (box-filtered, trilinear) with one level of detail for a whole triangle and no
+anisotropy. Pictures agree with OpenGL's up to texture filtering.
 """
+
 import numpy as np
 
 from ..ops.canonical import BOX_RADIUS
@@ -20,15 +21,14 @@ class SoftRasterizer:
 
     def upload(self, scene: Scene) -> None:
         """Prepare a scene for `render`."""
-        self._scene = scene
-        self._pyramids = {}
+        self._scene, self._pyramids = scene, {}
         for key, picture in scene.textures.items():
-            if key.startswith("asset:"):
-                self._kept.setdefault(key, None)
-                self._kept[key] = self._kept[key] or mipmaps(picture)
+            if key in self._kept:
                 self._pyramids[key] = self._kept[key]
-            else:
-                self._pyramids[key] = mipmaps(picture)
+                continue
+            self._pyramids[key] = mipmaps(picture)
+            if key.startswith("asset:"):
+                self._kept[key] = self._pyramids[key]
 
     def render(self, camera: Camera) -> RenderOutput:
         """Draw the uploaded scene."""
@@ -64,9 +64,13 @@ class SoftRasterizer:
                 keep &= alpha >= 0.004
             if not keep.any():
                 continue
-            y, x, weights, depth, position, texel, alpha = (a[keep] for a in (y, x, weights, depth, position, texel, alpha))
+            y, x, weights, depth, position, texel, alpha = (
+                a[keep] for a in (y, x, weights, depth, position, texel, alpha)
+            )
             base = (texel[:, :3] / np.maximum(texel[:, 3:], 1e-3)) ** 2.2 * tint
-            shade = (base * (weights @ part.light[corners]) + (weights @ part.sheen[corners])[:, None]) * self._scene.exposure
+            shade = (
+                base * (weights @ part.light[corners]) + (weights @ part.sheen[corners])[:, None]
+            ) * self._scene.exposure
             shade = shade / (1 + shade**4) ** 0.25
             colour = np.concatenate([shade ** (1 / 2.2) * alpha[:, None], alpha[:, None]], 1)
             if stage == 2:
@@ -77,13 +81,21 @@ class SoftRasterizer:
             ray = position - eye
             normal *= np.where((normal * ray).sum(1, keepdims=True) > 0, -1.0, 1.0)
             target.colour[y, x], target.z[y, x] = colour, depth
-            target.normal[y, x], target.distance[y, x], target.label[y, x] = normal, np.linalg.norm(ray, axis=1), part.label
+            target.normal[y, x], target.distance[y, x], target.label[y, x] = (
+                normal,
+                np.linalg.norm(ray, axis=1),
+                part.label,
+            )
 
     def _resolve(self, target: "_Target", camera: Camera) -> RenderOutput:
         size, factor = self.size, self.supersample
 
         def blocks(a):
-            return a.reshape(size, factor, size, factor, *a.shape[2:]).swapaxes(1, 2).reshape(size, size, factor * factor, *a.shape[2:])
+            return (
+                a.reshape(size, factor, size, factor, *a.shape[2:])
+                .swapaxes(1, 2)
+                .reshape(size, size, factor * factor, *a.shape[2:])
+            )
 
         colour = np.round(blocks(target.colour).clip(0, 1) * 255).mean(2) / 255.0
         alpha = colour[..., 3:]
@@ -94,7 +106,9 @@ class SoftRasterizer:
         distance = np.where(label > 0, np.take_along_axis(distance, nearest, 2)[..., 0], 0)
         normal = np.where(label[..., None] > 0, np.take_along_axis(normal, nearest[..., None], 2)[:, :, 0], 0)
         rgba = (rgba.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-        return RenderOutput.from_head_frame(rgba, distance.astype(np.float32), normal.astype(np.float32), label.astype(np.uint8), camera)
+        return RenderOutput.from_head_frame(
+            rgba, distance.astype(np.float32), normal.astype(np.float32), label.astype(np.uint8), camera
+        )
 
 
 class _Target:
@@ -124,7 +138,8 @@ class _Projected:
         self.drawable = np.flatnonzero((np.abs(self.area) > 1e-9) & (self.low <= self.high).all(1))
 
     def pixels(self, face: int, target: _Target):
-        """Samples of a triangle that pass the depth test: rows, columns, perspective-correct weights (m,3), depths; None if there are none."""
+        """Samples of a triangle that pass the depth test: rows, columns, perspective-correct weights (m,3), depths;
+        None if there are none."""
         low, high = self.low[face], self.high[face]
         x, y = np.arange(low[0], high[0] + 1)[None], np.arange(low[1], high[1] + 1)[:, None]
         (p0, p1, p2), area = self.screen[self.faces[face]], self.area[face]
@@ -134,7 +149,7 @@ class _Projected:
         inside = (b1 >= 0) & (b2 >= 0) & (b1 + b2 <= 1)
         z0, z1, z2 = self.z[self.faces[face]]
         depth = z0 + b1 * (z1 - z0) + b2 * (z2 - z0)
-        inside &= depth < target.z[low[1]:high[1] + 1, low[0]:high[0] + 1]
+        inside &= depth < target.z[low[1] : high[1] + 1, low[0] : high[0] + 1]
         if not inside.any():
             return None
         rows, columns = np.nonzero(inside)
@@ -177,7 +192,12 @@ def _bilinear(picture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     x, y = uv[:, 0] * columns - 0.5, (1 - uv[:, 1]) * rows - 0.5
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     tx, ty = (x - x0)[:, None], (y - y0)[:, None]
-    xa, xb, ya, yb = x0.clip(0, columns - 1), (x0 + 1).clip(0, columns - 1), y0.clip(0, rows - 1), (y0 + 1).clip(0, rows - 1)
+    xa, xb, ya, yb = (
+        x0.clip(0, columns - 1),
+        (x0 + 1).clip(0, columns - 1),
+        y0.clip(0, rows - 1),
+        (y0 + 1).clip(0, rows - 1),
+    )
     top = picture[ya, xa] * (1 - tx) + picture[ya, xb] * tx
     bottom = picture[yb, xa] * (1 - tx) + picture[yb, xb] * tx
     return top * (1 - ty) + bottom * ty

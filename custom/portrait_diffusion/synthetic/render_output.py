@@ -1,4 +1,5 @@
 """What a rasteriser returns for one view."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,11 @@ from .cameras import HEAD_TO_WORLD, Camera
 class RenderOutput:
     """One view.
 
-    ``rgba (S,S,4)`` uint8, straight (un-premultiplied) colour and coverage; ``depth (S,S)`` float32 distance along the pixel's ray, 0 where
-    nothing opaque is hit; ``normal (S,S,3)`` float32 unit vectors in the world frame, towards the viewer, 0 there; ``label (S,S)`` uint8
-    (``scene.LABELS``). Depth, normal and label belong to the nearest opaque subsample of the pixel.
+    ``rgba (S,S,4)`` uint8, straight (un-premultiplied) colour and coverage; ``depth (S,S)`` float32 distance along
+    the pixel's ray, 0 where nothing opaque is hit; ``normal (S,S,3)`` float32 unit vectors in the world frame,
+    towards the viewer, 0 there;
+    ``label (S,S)`` uint8 (``scene.LABELS``). Depth, normal and label belong to the nearest opaque subsample of the
+    pixel.
     """
 
     rgba: np.ndarray

@@ -1,4 +1,5 @@
 """Turn a subject into triangles, textures and baked light that either rasteriser draws."""
+
 from functools import cached_property
 
 import numpy as np
@@ -6,16 +7,17 @@ import numpy as np
 from ..ops.canonical import BOX_RADIUS
 from . import fur, hair, lighting
 from .assets import AssetPack, FittedAsset
+from .bake import bake_light
 from .caps import bust_caps
+from .clothes import paint_clothes
 from .glasses import glasses_parts
 from .heads import HeadBasis
-from .mesh import sample_surface, split_corners, unit, vertex_normals
+from .mesh import split_corners, unit, vertex_normals
 from .normalise import normalise_head
 from .parts import LABELS, Part, Scene, compact
 from .skin import facial_hair_linear, hair_linear, paint_skin, scalp_region, skin_layout, to_linear
 from .subjects import Subject
 
-OCCLUDER_POINTS = 48000
 NEAR_CYLINDER = 0.5  # triangles farther from the axis than this are dropped
 
 
@@ -26,7 +28,8 @@ class SceneBuilder:
         self.basis, self.assets = basis, assets
         self._lookup = basis.lookup()
         self._fits: dict[tuple[str, str], FittedAsset] = {}
-        self._hair_textures: dict[str, tuple[np.ndarray, float]] = {}
+        self._hair_textures: dict[str, np.ndarray] = {}
+        self._irises: dict[str, np.ndarray] = {}
 
     @cached_property
     def layout(self):
@@ -45,11 +48,20 @@ class SceneBuilder:
         return self._fits[key]
 
     def hair_texture(self, kind: str, name: str) -> np.ndarray:
-        """Strand texture whose brightness is one on average (stored as half of 255), so that a tint is the hair's colour."""
+        """Strand texture whose brightness is NEUTRAL on average, so that a tint is the hair's
+        colour."""
         key = f"{kind}/{name}"
         if key not in self._hair_textures:
-            self._hair_textures[key] = hair.neutral_strands(self.assets.image(kind, name))
+            self._hair_textures[key] = hair.neutral_strands(
+                self.assets.image(kind, name), streaks=0.22 if kind == "hair" else 0.0
+            )
         return self._hair_textures[key]
+
+    def iris_texture(self, name: str) -> np.ndarray:
+        """Iris and sclera in natural colours."""
+        if name not in self._irises:
+            self._irises[name] = hair.natural_iris(self.assets.image("iris", name))
+        return self._irises[name]
 
     def build(self, subject: Subject) -> Scene:
         """Geometry, textures and light of one subject."""
@@ -59,7 +71,12 @@ class SceneBuilder:
         textures: dict[str, np.ndarray] = {}
         parts = self._clothes(subject, body, scale, translation, textures)
         covered = _covered(head, vertex_normals(head, basis.faces), parts)
-        parts = self._skin(subject, head, covered, textures) + self._mouth(head, textures) + self._eyes(subject, body, scale, translation, textures) + parts
+        parts = (
+            self._skin(subject, head, covered, textures)
+            + self._mouth(head, textures)
+            + self._eyes(subject, body, scale, translation, textures)
+            + parts
+        )
         parts += self._caps(subject, parts, textures)
         if subject.glasses is not None:
             parts += glasses_parts(subject.glasses, head, basis, textures)
@@ -68,7 +85,7 @@ class SceneBuilder:
         parts += self._hair(subject, body, scale, translation, textures)
         parts = [part for part in (_near(part) for part in parts) if len(part.faces)]
         scene = Scene(parts, textures, head[basis.landmark_index], scale)
-        _bake(scene, subject)
+        bake_light(scene, subject)
         return scene
 
     def _fitted(self, kind: str, name: str, body, scale, translation):
@@ -80,25 +97,56 @@ class SceneBuilder:
 
     def _skin(self, subject, head, covered, textures) -> list[Part]:
         layout = self.layout
-        textures["skin_head"], textures["skin_body"] = paint_skin(subject, layout, self.assets.image("skins", subject.skin))
+        textures["skin_head"], textures["skin_body"] = paint_skin(
+            subject, layout, self.assets.image("skins", subject.skin)
+        )
         normals = vertex_normals(head, self.basis.faces)
         depth = np.where(covered, 0.014, 0.0)
         if subject.hair not in ("bald", "buzz"):  # keep the skull beneath the hair
-            depth += 0.016 * scalp_region(self._fur.mean, subject.hairline + 0.045) * (1 - self._fur.bare)
+            depth += 0.012 * scalp_region(self._fur.mean, subject.hairline + 0.045) * (1 - self._fur.bare)
         head = head - depth[:, None] * normals
         positions, normals = head[layout.corner_vertex], normals[layout.corner_vertex]
         common = {"label": LABELS["skin"], "wrap": lighting.WRAP_SKIN}
-        return [compact(Part("face", positions=positions, normals=normals, uvs=layout.uv_head, faces=layout.faces[layout.on_head],
-                              texture="skin_head", **common)),
-                compact(Part("body", positions=positions, normals=normals, uvs=layout.uv_body, faces=layout.faces[~layout.on_head],
-                              texture="skin_body", **common))]
+        return [
+            compact(
+                Part(
+                    "face",
+                    positions=positions,
+                    normals=normals,
+                    uvs=layout.uv_head,
+                    faces=layout.faces[layout.on_head],
+                    texture="skin_head",
+                    **common,
+                )
+            ),
+            compact(
+                Part(
+                    "body",
+                    positions=positions,
+                    normals=normals,
+                    uvs=layout.uv_body,
+                    faces=layout.faces[~layout.on_head],
+                    texture="skin_body",
+                    **common,
+                )
+            ),
+        ]
 
     def _mouth(self, head, textures) -> list[Part]:
         textures["asset:white"] = np.full((1, 1, 4), 255, np.uint8)
         parts = []
-        for name, faces, colour in (("teeth", self.basis.teeth_faces, (0.72, 0.67, 0.58)), ("tongue", self.basis.tongue_faces, (0.35, 0.1, 0.09))):
+        for name, faces, colour in (
+            ("teeth", self.basis.teeth_faces, (0.72, 0.67, 0.58)),
+            ("tongue", self.basis.tongue_faces, (0.35, 0.1, 0.09)),
+        ):
             normals = vertex_normals(head, faces)
-            parts.append(compact(Part(name, LABELS["skin"], head, normals, np.zeros((len(head), 2)), faces, "asset:white", tint=colour)))
+            parts.append(
+                compact(
+                    Part(
+                        name, LABELS["skin"], head, normals, np.zeros((len(head), 2)), faces, "asset:white", tint=colour
+                    )
+                )
+            )
         return parts
 
     def _eyes(self, subject, body, scale, translation, textures) -> list[Part]:
@@ -110,27 +158,50 @@ class SceneBuilder:
             positions[side] = (positions[side] - centre) @ turn.T + centre
         normals = normals @ turn.T
         key = f"asset:iris/{subject.iris}"
-        textures[key] = hair.natural_iris(self.assets.image("iris", subject.iris))
-        return [Part("eyes", LABELS["eyes"], positions, normals, uvs, faces, key, mode="cutout", tint=(0.72, 0.72, 0.72))]
+        textures[key] = self.iris_texture(subject.iris)
+        eyes = Part("eyes", LABELS["eyes"], positions, normals, uvs, faces, key, mode="cutout", tint=(0.72, 0.72, 0.72))
+        return [
+            eyes,
+            *(
+                _catchlight(positions[side], turn[:, 2], subject)
+                for side in (positions[:, 0] < 0, positions[:, 0] >= 0)
+            ),
+        ]
 
     def _clothes(self, subject, body, scale, translation, textures) -> list[Part]:
         if subject.clothes == "bare":
             return []
         positions, normals, uvs, faces = self._fitted("clothes", subject.clothes, body, scale, translation)
-        key = f"asset:clothes/{subject.clothes}"
-        textures[key] = hair.neutral_cloth(self.assets.image("clothes", subject.clothes))
-        return [Part("clothes", LABELS["clothes"], positions, normals, uvs, faces, key, tint=to_linear(subject.clothes_srgb) * hair.NEUTRAL_GAIN)]
+        textures["clothes"] = paint_clothes(subject, self.assets.image("clothes", subject.clothes))
+        return [Part("clothes", LABELS["clothes"], positions, normals, uvs, faces, "clothes")]
 
     def _lashes_and_brows(self, subject, body, scale, translation, textures) -> list[Part]:
         parts = []
         colour = facial_hair_linear(subject)
-        for kind, name, label, tint, opacity in (("eyelashes", subject.eyelash, "brows", 0.25 * colour, 0.8), ("eyebrows", subject.eyebrow, "brows", colour, 0.9)):
+        for kind, name, label, tint, opacity in (
+            ("eyelashes", subject.eyelash, "brows", 0.25 * colour, 0.8),
+            ("eyebrows", subject.eyebrow, "brows", colour, 0.9),
+        ):
             positions, normals, uvs, faces = self._fitted(kind, name, body, scale, translation)
             positions = positions + (0.0015 * normals * np.sign(normals[:, 2:]) if kind == "eyebrows" else 0.0)
             key = f"asset:{kind}/{name}"
             textures[key] = self.hair_texture(kind, name)
-            parts.append(Part(kind, LABELS[label], positions, normals, uvs, faces, key, mode="hair", tint=tint * hair.NEUTRAL_GAIN, opacity=opacity,
-                              wrap=lighting.WRAP_HAIR, casts=0.0))
+            parts.append(
+                Part(
+                    kind,
+                    LABELS[label],
+                    positions,
+                    normals,
+                    uvs,
+                    faces,
+                    key,
+                    mode="hair",
+                    tint=tint * hair.NEUTRAL_GAIN,
+                    opacity=opacity,
+                    wrap=lighting.WRAP_HAIR,
+                    casts=0.0,
+                )
+            )
         return parts
 
     def _hair(self, subject, body, scale, translation, textures) -> list[Part]:
@@ -141,8 +212,20 @@ class SceneBuilder:
         normals = unit(hair.smooth_normals(positions, normals))
         key = f"asset:hair/{subject.hair}"
         textures[key] = self.hair_texture("hair", subject.hair)
-        return [Part("hair", LABELS["hair"], positions, normals, uvs, faces, key, mode="hair", tint=hair_linear(subject) * hair.NEUTRAL_GAIN,
-                     wrap=lighting.WRAP_HAIR)]
+        return [
+            Part(
+                "hair",
+                LABELS["hair"],
+                positions,
+                normals,
+                uvs,
+                faces,
+                key,
+                mode="hair",
+                tint=hair_linear(subject) * hair.NEUTRAL_GAIN,
+                wrap=lighting.WRAP_HAIR,
+            )
+        ]
 
     def _caps(self, subject, parts, textures) -> list[Part]:
         solid = [(part.positions, part.faces) for part in parts if part.name in ("face", "body", "clothes")]
@@ -151,12 +234,48 @@ class SceneBuilder:
             return []
         bare = subject.clothes == "bare"
         colour = to_linear(subject.skin_srgb if bare else subject.clothes_srgb)
-        return [Part("cap", LABELS["skin" if bare else "clothes"], positions, normals.astype(np.float32), np.zeros((len(positions), 2)), faces, "asset:white",
-                     tint=colour, casts=0.0)]
+        return [
+            Part(
+                "cap",
+                LABELS["skin" if bare else "clothes"],
+                positions,
+                normals.astype(np.float32),
+                np.zeros((len(positions), 2)),
+                faces,
+                "asset:white",
+                tint=colour,
+                casts=0.0,
+            )
+        ]
+
+
+def _catchlight(eye: np.ndarray, gaze: np.ndarray, subject: Subject, radius: float = 0.0022) -> Part:
+    """The reflection of the key light on an eyeball (n,3) as a small disc, fixed where a viewer in front sees it."""
+    centre = 0.5 * (eye.min(0) + eye.max(0))
+    key = np.asarray(subject.lighting.lights[0].direction)
+    normal = unit(unit(gaze) + 0.35 * (key if key[2] > 0 else unit(key * [1, 1, 0] + [0, 0, 0.5])))
+    across = unit(np.cross([0.0, 1.0, 0.0], normal))
+    angle = np.arange(8) * (np.pi / 4)
+    ring = radius * (np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * np.cross(normal, across))
+    positions = centre + normal * (0.5 * float(np.ptp(eye[:, 0])) * 1.04) + np.concatenate([ring, np.zeros((1, 3))])
+    fan = np.stack([np.arange(8), (np.arange(8) + 1) % 8, np.full(8, 8)], 1)
+    return Part(
+        "catchlight",
+        LABELS["eyes"],
+        positions,
+        np.tile(normal, (9, 1)),
+        np.zeros((9, 2)),
+        fan,
+        "asset:white",
+        mode="blend",
+        opacity=0.8,
+        casts=0.0,
+    )
 
 
 def _covered(head: np.ndarray, normals: np.ndarray, clothes: list[Part], closeness: float = 0.016) -> np.ndarray:
-    """Which skin vertices (n,) lie closely beneath clothes: a cloth point within ``closeness`` sideways and a little above the skin."""
+    """Which skin vertices (n,) lie closely beneath clothes: a cloth point within ``closeness`` sideways and a little
+    above the skin."""
     covered = np.zeros(len(head), bool)
     radius = np.hypot(head[:, 0], head[:, 2])
     low = np.flatnonzero((head[:, 1] < -0.12) & (head[:, 1] > -BOX_RADIUS - 0.1) & (radius < NEAR_CYLINDER))
@@ -176,58 +295,6 @@ def _near(part: Part) -> Part:
     outside = (np.hypot(p[:, 0], p[:, 2]) > NEAR_CYLINDER) | (np.abs(p[:, 1]) > BOX_RADIUS + 0.1)
     part.faces = part.faces[~outside[part.faces].any(1)]
     return compact(part) if len(part.faces) else part
-
-
-def _occluders(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Points (m,3) on the surfaces that cast shadows, where their textures are opaque."""
-    parts = [part for part in scene.parts if part.casts > 0]
-    areas = np.array([np.linalg.norm(np.cross(*_edges(part)), axis=1).sum() for part in parts])
-    points = []
-    for part, area in zip(parts, areas):
-        count = int(OCCLUDER_POINTS * area / areas.sum()) + 64
-        face, weights = sample_surface(part.positions, part.faces, count, rng)
-        position = np.einsum("nk,nkc->nc", weights, part.positions[part.faces[face]])
-        if part.mode != "opaque":
-            uv = np.einsum("nk,nkc->nc", weights, part.uvs[part.faces[face]]) % 1.0
-            alpha = scene.textures[part.texture][..., 3]
-            rows, columns = alpha.shape
-            opaque = alpha[((1 - uv[:, 1]) * rows).astype(int).clip(0, rows - 1), (uv[:, 0] * columns).astype(int).clip(0, columns - 1)]
-            position = position[opaque * part.opacity > 100]
-        points.append(position)
-    return np.concatenate(points)
-
-
-def _edges(part: Part):
-    corners = part.positions[part.faces]
-    return corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-
-
-def _bake(scene: Scene, subject: Subject) -> None:
-    """Fill light and sheen of every part, and the exposure that makes the face as bright as the subject's lighting asks."""
-    occluders = _occluders(scene, subject.rng(2))
-    points, normals = (np.concatenate([getattr(part, name) for part in scene.parts]) for name in ("positions", "normals"))
-    wraps = np.concatenate([np.broadcast_to(lighting.WRAP_OTHER if part.wrap is None else part.wrap, part.positions.shape) for part in scene.parts])
-    light, ambient = lighting.bake(points, normals, wraps, occluders, subject.lighting)
-    key = np.asarray(subject.lighting.lights[0].direction)
-    face = next(part for part in scene.parts if part.name == "face")
-    first = sum(len(part.positions) for part in scene.parts[:scene.parts.index(face)])
-    front = (face.positions[:, 2] > 0.08) & (face.positions[:, 1] > -0.16) & (face.positions[:, 1] < 0.12)
-    face_light = float(np.percentile(light[first:first + len(face.positions)][front].mean(1), 75))
-    start = 0
-    for part in scene.parts:
-        rows = slice(start, start + len(part.positions))
-        start = rows.stop
-        part.light = light[rows]
-        part.sheen = np.zeros(len(part.positions), np.float32)
-        if part.name == "teeth":
-            part.light = np.maximum(part.light, 0.55 * face_light)
-        if part.label == LABELS["skin"] and part.name in ("face", "body"):
-            part.sheen = (0.035 * np.maximum(0, part.normals @ key) ** 12 * light[rows].mean(1)).astype(np.float32)
-        if part.name == "hair":
-            part.light = part.light * (0.35 + 0.65 * ambient[rows, None]) ** 0.7
-            dark = 1 - float(np.mean(hair_linear(subject))) ** 0.5
-            part.light = part.light * (1 + (0.8 + 3.0 * dark**2) * hair.highlight(part.positions, part.normals, key)[:, None])
-    scene.exposure = float(subject.lighting.exposure / max(face_light, 1e-3))
 
 
 def _rotation_y(angle: float) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Paint one person's skin: tone, cheeks, lips, freckles, pores, stubble; on a magnified copy of the head's part of the texture."""
+"""Paint one person's skin: tone, cheeks, lips, freckles, pores, stubble; on a magnified copy of the head's part of
+the texture."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +21,10 @@ BODY_TEXELS = 256
 class SkinLayout:
     """Where things are on the magnified head texture; computed once for a basis.
 
-    ``corner_vertex, corner_uv (c,)`` and ``faces (f,3)`` are the body mesh with its own corner for every (vertex, uv) pair; ``on_head (f,)``
-    marks triangles that use the head texture; ``uv_head, uv_body (c,2)``; ``position (H,W,3)`` rest position of each head texel in the
-    head frame (mean head), ``covered (H,W)``; ``masks`` name -> (H,W) in [0,1].
+    ``corner_vertex, corner_uv (c,)`` and ``faces (f,3)`` are the body mesh with its own corner for every (vertex, uv)
+    pair; ``on_head (f,)`` marks triangles that use the head texture; ``uv_head, uv_body (c,2)``; ``position (H,W,3)``
+    rest position of each head texel in the head frame (mean head), ``covered (H,W)``; ``masks`` name -> (H,W) in
+    [0,1].
     """
 
     corner_vertex: np.ndarray
@@ -47,7 +50,9 @@ def skin_layout(basis: HeadBasis) -> SkinLayout:
     attributes = np.concatenate([mean, ears[:, None], np.ones((len(mean), 1))], 1)[corner_vertex]
     painted = rasterise_uv(uv_head, faces[on_head], attributes, HEAD_TEXELS)
     position, covered = painted[..., :3], painted[..., 4] > 0.5
-    return SkinLayout(corner_vertex, faces, on_head, uv_head, uv, position, covered, _masks(position, covered, painted[..., 3]))
+    return SkinLayout(
+        corner_vertex, faces, on_head, uv_head, uv, position, covered, _masks(position, covered, painted[..., 3])
+    )
 
 
 def _movement(basis: HeadBasis, label: str) -> np.ndarray:
@@ -57,7 +62,8 @@ def _movement(basis: HeadBasis, label: str) -> np.ndarray:
 
 
 def rasterise_uv(uv: np.ndarray, faces: np.ndarray, attributes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Interpolate attributes (c,k) over a texture of ``shape`` (rows, columns), row 0 at v = 1; texels outside stay 0."""
+    """Interpolate attributes (c,k) over a texture of ``shape`` (rows, columns), row 0 at v = 1; texels outside stay
+    0."""
     rows, columns = shape
     picture = np.zeros((rows, columns, attributes.shape[1]), np.float32)
     points = np.stack([uv[:, 0] * columns, (1 - uv[:, 1]) * rows], 1) - 0.5
@@ -105,7 +111,8 @@ def lip_region(p: np.ndarray) -> np.ndarray:
 
 
 def scalp_region(p: np.ndarray, recession: float = 0.0) -> np.ndarray:
-    """How much hair grows on the scalp at head-frame points (...,3) of the normalised mean head, in [0,1] (ears not excluded).
+    """How much hair grows on the scalp at head-frame points (...,3) of the normalised mean head, in [0,1] (ears not
+    excluded).
 
     Args: recession: how far the hairline has moved back, scene units.
     """
@@ -124,9 +131,15 @@ def _masks(p: np.ndarray, covered: np.ndarray, ears: np.ndarray) -> dict:
     nose = np.exp(-((x / 0.022) ** 2 + ((y + 0.055) / 0.03) ** 2)) * smoothstep(0.14, 0.17, z)
     ears = smoothstep(0.7, 0.95, ears)
     lips = lip_region(p)
-    masks = {"cheeks": cheeks, "flush": np.maximum(np.maximum(cheeks, 0.8 * nose), 0.6 * ears), "lips": lips, "ears": ears,
-             "beard": beard_region(p) * (1 - lips) * (1 - ears), "face": (z > 0.06) & (y > -0.16) & (y < 0.13),
-             "tone": (z > 0.08) & (((np.abs(y + 0.06) < 0.03) & (x > 0.05)) | ((y > 0.08) & (y < 0.12) & (x < 0.06)))}
+    masks = {
+        "cheeks": cheeks,
+        "flush": np.maximum(np.maximum(cheeks, 0.8 * nose), 0.6 * ears),
+        "lips": lips,
+        "ears": ears,
+        "beard": beard_region(p) * (1 - lips) * (1 - ears),
+        "face": (z > 0.06) & (y > -0.16) & (y < 0.13),
+        "tone": (z > 0.08) & (((np.abs(y + 0.06) < 0.03) & (x > 0.05)) | ((y > 0.08) & (y < 0.12) & (x < 0.06))),
+    }
     return {name: np.where(covered, mask, 0).astype(np.float32) for name, mask in masks.items()}
 
 
@@ -167,7 +180,8 @@ def paint_skin(subject: Subject, layout: SkinLayout, texture: np.ndarray) -> tup
     gain = target / np.maximum(average, 1e-4)
     body = to_linear(body) * gain
     head *= gain
-    # keep the texture's relief but compress hue shifts far from the tone (dark ears, baked scalp stubble stay darker, not redder)
+    # keep the texture's relief but compress hue shifts far from the tone (dark ears, baked scalp stubble stay darker,
+    # not redder)
     ratio = head / target
     grey = ratio.mean(-1, keepdims=True)
     head = target * (grey + 0.75 * (ratio - grey))
@@ -177,7 +191,9 @@ def paint_skin(subject: Subject, layout: SkinLayout, texture: np.ndarray) -> tup
     redness = (subject.flush * masks["flush"] + 0.12 * subject.pores * (mid * 0.1 + coarse * 0.2))[..., None]
     head *= np.exp(redness * np.array([0.02, -0.34, -0.30], np.float32))
     if subject.freckles > 0:
-        spots = smoothstep(1.4, 2.2, noise(rng, HEAD_TEXELS, 4.0)) * (masks["cheeks"] + 0.5 * masks["flush"] + 0.15 * masks["face"]).clip(0, 1)
+        spots = smoothstep(1.4, 2.2, noise(rng, HEAD_TEXELS, 2.8)) * (
+            masks["cheeks"] + 0.5 * masks["flush"] + 0.15 * masks["face"]
+        ).clip(0, 1)
         head *= np.exp(-(subject.freckles * spots)[..., None] * np.array([0.35, 0.6, 0.8], np.float32))
     lips = (masks["lips"] * subject.lips_strength)[..., None]
     lip_shade = (head / np.maximum(target, 1e-4)).mean(-1, keepdims=True).clip(0.4, 1.3)
@@ -194,7 +210,9 @@ def _paint_facial_hair(head: np.ndarray, subject: Subject, masks: dict, rng: np.
     if subject.beard.style == "none":
         return head
     speckle = 0.65 + 0.35 * smoothstep(-0.6, 0.9, noise(rng, HEAD_TEXELS, 1.6)) + 0.12 * noise(rng, HEAD_TEXELS, 25.0)
-    cover = (0.8 * subject.beard.density * masks["beard"] * masks.get("style_" + subject.beard.style, 1.0) * speckle).clip(0, 0.92)[..., None]
+    cover = (
+        0.8 * subject.beard.density * masks["beard"] * masks.get("style_" + subject.beard.style, 1.0) * speckle
+    ).clip(0, 0.92)[..., None]
     return head * (1 - cover) + cover * (0.8 * facial_hair_linear(subject) + 0.06 * head)
 
 

@@ -1,0 +1,39 @@
+"""Which views of a subject are rendered, and which landmarks they show."""
+
+import numpy as np
+
+from ..errors import UsageError
+from .cameras import Camera
+
+EVALUATION_AZIMUTHS = (0.0, 15.0, -15.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0, 135.0, -135.0, 180.0)
+VISIBLE_TOLERANCE = 0.02  # a landmark is visible if the surface lies at most this much in front of it, scene units
+
+
+def training_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
+    """View 0 as a photograph would be taken; of the others half all around, half within 35 degrees of the front."""
+    cameras = []
+    for k in range(count):
+        if k == 0:
+            azimuth, elevation = rng.uniform(-20, 20), rng.uniform(-12, 12)
+        else:
+            azimuth = rng.uniform(-180, 180) if k % 2 else rng.uniform(-35, 35)
+            elevation = rng.uniform(-20, 30)
+        cameras.append(Camera(float(azimuth), float(elevation)))
+    return cameras
+
+
+def evaluation_cameras(count: int) -> list[Camera]:
+    """The first ``count`` fixed azimuths at elevation 0; view 0 is frontal."""
+    if count > len(EVALUATION_AZIMUTHS):
+        raise UsageError(f"Evaluation sampling has {len(EVALUATION_AZIMUTHS)} fixed views; {count} were asked for.")
+    return [Camera(azimuth, 0.0) for azimuth in EVALUATION_AZIMUTHS[:count]]
+
+
+def landmark_visibility(view, landmarks: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Which landmarks (5,) no surface hides in a view: the depth at their pixel is not smaller than their own."""
+    size = view.depth.shape[0]
+    column, line = np.floor(pixels).astype(int).T
+    inside = (column >= 0) & (line >= 0) & (column < size) & (line < size)
+    distance = np.linalg.norm(landmarks - view.camera.position_head(), axis=1)
+    depth = view.depth[line.clip(0, size - 1), column.clip(0, size - 1)]
+    return inside & (depth > 0) & (depth > distance - VISIBLE_TOLERANCE)

@@ -1,0 +1,108 @@
+"""Provenance and the shareable configuration."""
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from portrait_diffusion.export.provenance import collect, config_hash, git_state, sha256_file, write_provenance
+from portrait_diffusion.export.share import shareable_config, write_share
+
+
+def test_sha256_of_a_known_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_config_hash_ignores_order_but_not_values():
+    assert config_hash({"a": 1, "b": [1, 2]}) == config_hash({"b": [1, 2], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+def test_provenance_is_complete_and_plain(tmp_path):
+    weights = tmp_path / "prior.safetensors"
+    weights.write_bytes(b"weights")
+    record = collect(
+        config={"a": 1}, device="cpu", seeds={"torch": 7}, photo_name="me.jpg", photo_sha256="00",
+        weights={"prior": weights}, timings_s={"invert": 12.34567},
+        command=["portrait", str(Path.home() / "my photo.jpg")],
+    )  # fmt: skip
+    write_provenance(tmp_path / "provenance.json", record)
+    back = json.loads((tmp_path / "provenance.json").read_text())
+    assert back == record
+    assert back["libraries"]["torch"] and back["python"].startswith("3.") and back["device"]["type"] == "cpu"
+    assert back["weights_sha256"] == {"prior": hashlib.sha256(b"weights").hexdigest()}
+    assert back["seeds"] == {"torch": 7} and back["photo"] == {"name": "me.jpg", "sha256": "00"}
+    assert back["config_sha256"] == config_hash({"a": 1}) and back["timings_s"] == {"invert": 12.346}
+    assert str(tmp_path) not in json.dumps(back)
+    assert str(Path.home()) not in back["command"] and "my photo.jpg" in back["command"]
+    assert back["peak_memory"]["host_bytes"] is None or back["peak_memory"]["host_bytes"] > 1e7
+    assert set(back) >= {"version", "git", "created_utc", "platform"}
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_git_state_of_tracked_changed_and_untracked_packages(tmp_path):
+    assert git_state(tmp_path) is None
+    (tmp_path / "package").mkdir()
+    file = tmp_path / "package" / "__init__.py"
+    file.write_text("")
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path / "package") is None  # inside a repository that doesn't track it
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    clean = git_state(tmp_path / "package")
+    assert len(clean["sha"]) == 40 and clean["dirty"] is False
+    file.write_text("changed")
+    assert git_state(tmp_path / "package") == {"sha": clean["sha"], "dirty": True}
+
+
+CONFIG = {
+    "name": "portrait", "timestamp": "@20260101-120000", "trial_dir": "outputs/x", "seed": 0,
+    "data": {"image": "photos/me.jpg", "size": 256},
+    "system": {"lr": 0.01, "lr_end": "${system.lr}", "betas": [0.9, 0.99]},
+}  # fmt: skip
+
+
+def test_share_round_trip(tmp_path):
+    write_share(tmp_path / "share.yaml", CONFIG, ["system.lr=0.02", "data.size=512"])
+    text = (tmp_path / "share.yaml").read_text()
+    back = OmegaConf.load(tmp_path / "share.yaml")
+    assert "2026" not in text and set(back) == {"name", "seed", "data", "system"}
+    assert back.system.lr == 0.02 and back.system.lr_end == 0.02 and back.data.size == 512
+    assert yaml.safe_load(text)["system"]["lr_end"] == "${system.lr}"
+    again, cut = shareable_config(yaml.safe_load(text))
+    assert again == yaml.safe_load(text) and cut == []
+    assert CONFIG["system"]["lr"] == 0.01  # the input stays as it was
+
+
+def test_same_config_gives_the_same_file(tmp_path):
+    write_share(tmp_path / "a.yaml", CONFIG)
+    write_share(tmp_path / "b.yaml", {**CONFIG, "timestamp": "@another"})
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path, expected, is_cut",
+    [
+        ("{base}/photos/me.jpg", "photos/me.jpg", False),
+        ("/srv/private/me.jpg", "me.jpg", True),
+        ("C:\\Users\\me\\me.jpg", "me.jpg", True),
+        ("~/me.jpg", "me.jpg", True),
+        ("photos/me.jpg", "photos/me.jpg", False),
+        ("a prompt / with a slash", "a prompt / with a slash", False),
+    ],
+)
+def test_no_absolute_paths_leave(tmp_path, path, expected, is_cut):
+    path = path.replace("{base}", str(tmp_path))
+    plain, cut = shareable_config({"data": {"images": [path]}}, [f"other={path}"] if " " not in path else [], tmp_path)
+    assert plain["data"]["images"] == [expected]
+    assert ("data.images[0]" in cut) == is_cut
+    write_share(tmp_path / "share.yaml", {"data": {"images": [path]}}, base=tmp_path)
+    text = (tmp_path / "share.yaml").read_text()
+    assert str(tmp_path) not in text and "private" not in text and "Users" not in text
