@@ -4,6 +4,7 @@ The choice is made once, at import: threestudio's launcher imports threestudio b
 ``sys.modules`` then; it is never imported to find out. `BaseSystem` and `BaseLift3DSystem` of the own host need
 pytorch-lightning (several seconds), so they are loaded when first asked for.
 """
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,8 @@ __all__ = [
     "IN_THREESTUDIO", "BaseBackground", "BaseExplicitGeometry", "BaseGeometry", "BaseImplicitGeometry",
     "BaseLift3DSystem", "BaseMaterial", "BaseModule", "BaseObject", "BaseSystem", "C", "C_max", "ExperimentConfig",
     "Exporter", "ExporterOutput", "Mesh", "Rasterizer", "Renderer", "SaverMixin", "Updateable", "VolumeRenderer",
-    "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "dump_config", "find",
-    "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights", "parse_optimizer",
+    "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "describe", "dump_config",
+    "find", "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights", "parse_optimizer",
     "parse_scheduler", "parse_structured", "prepare_resolvers", "register", "registered_names", "set_device",
     "update_end_if_possible", "update_if_possible", "warn",
 ]  # fmt: skip
@@ -150,6 +151,15 @@ def set_device(device: str | None) -> None:
     from ._standalone import misc
 
     misc.set_device(device)
+
+
+def describe() -> str:
+    """Which host runs this package, and whether threestudio could be found: by metadata, it isn't imported."""
+    if IN_THREESTUDIO:
+        return f"threestudio {getattr(_threestudio, '__version__', '(unknown version)')} loaded this package"
+    spec = importlib.util.find_spec("threestudio")
+    found = f"threestudio is importable from {spec.origin}" if spec else "threestudio is not on the path (not needed)"
+    return f"own host; {found}"
 
 
 def announce_copy(init_file: str, version: str) -> None:

@@ -10,6 +10,7 @@ from ..host import BaseImplicitGeometry, register
 from ..ops.cameras import BOX_RADIUS, world_to_head
 from ..ops.triplane import (
     DecoderWeights,
+    add_detail,
     colour_activation,
     decode_raw,
     density_activation,
@@ -24,7 +25,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
     """Density and colour from tri-planes (depth 1), tri-grids (depth > 1) or a pyramid of them, inside the cylinder.
 
     Parameters: ``planes``, a list of (1,3,C,R,R) or (1,3,C,D,R,R), and ``decoder``, see `ops.triplane.DecoderWeights`.
-    The last of the planes may be a frontal grid (1,1,C,D,R,R) over (x, y) alone: the detail that a photograph adds.
+    The last of the planes may be a frontal grid (1,1,4,D,R,R) over (x, y) alone: the detail that a photograph adds to the
+    decoder's raw density and colour.
     """
 
     @dataclass
@@ -37,7 +39,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         depth: int = 1  # layers of a tri-grid; 1 is a tri-plane
         levels: int = 1  # of the pyramid; each is half as large as the one before, and their features are summed
         frontal_resolution: int = 0  # edge of the extra frontal grid in texels; 0 is no such grid
-        frontal_depth: int = 8  # layers of the frontal grid
+        frontal_depth: int = 8  # layers of the frontal grid, at least 2
         hidden: int = 64  # width of the decoder
         init_std: float = 0.1  # standard deviation of fresh planes
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
@@ -84,7 +86,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
         shapes = [shape(3, self.cfg.depth, self.cfg.resolution // 2**level) for level in range(self.cfg.levels)]
         frontal = self.cfg.frontal_resolution
-        return shapes + ([shape(1, self.cfg.frontal_depth, frontal)] if frontal else [])
+        return shapes + ([(1, 1, 4, self.cfg.frontal_depth, frontal, frontal)] if frontal else [])
 
     @torch.no_grad()
     def set_planes(self, planes: Tensor | list[Tensor]) -> None:
@@ -124,7 +126,12 @@ class TriplaneGeometry(BaseImplicitGeometry):
     def _raw(self, points: Tensor) -> Tensor:
         """Raw density and colour (N,4) at world points (N,3)."""
         coords = world_to_head(points)[None] / self.cfg.radius
-        return decode_raw(sample_planes(list(self.planes), coords)[0], self.decoder_weights())
+        planes = list(self.planes)
+        frontal = planes.pop() if self.cfg.frontal_resolution else None
+        raw = decode_raw(sample_planes(planes, coords), self.decoder_weights())
+        if frontal is not None:
+            raw = add_detail(raw, sample_planes(frontal, coords, reduce="sum"))
+        return raw[0]
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         density = density_activation(raw[..., :1])

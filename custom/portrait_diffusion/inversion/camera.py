@@ -4,8 +4,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.cameras import get_rays, orbit_c2w
-from ..ops.canonical import CANONICAL_FOVY_DEG
+from ..ops.cameras import get_rays, head_to_world, orbit_c2w, project_points
+from ..ops.canonical import CANONICAL_FOVY_DEG, CANONICAL_LANDMARKS_HEAD
 
 SCALES = {"azimuth": 10.0, "elevation": 10.0, "roll": 5.0, "log_scale": 0.05, "shift": 0.03}
 """Natural step of each parameter (degrees, log units, image heights): stored parameters are divided by it."""
@@ -15,14 +15,36 @@ class PhotoCamera(nn.Module):
     """Canonical portrait camera at (azimuth, elevation) with roll, zoom and shift; the parameters are dimensionless.
 
     Args:
-        azimuth_deg, elevation_deg: start values, degrees, threestudio's convention.
+        azimuth_deg, elevation_deg: start values, degrees, the host's camera convention.
+        crop: start value (scale, shift_u, shift_v) of the image plane's similarity, see `ops.cameras`.
     """
 
-    def __init__(self, azimuth_deg: float = 0.0, elevation_deg: float = 0.0):
+    def __init__(self, azimuth_deg: float = 0.0, elevation_deg: float = 0.0, crop: tuple = (1.0, 0.0, 0.0)):
         super().__init__()
-        start = [azimuth_deg / SCALES["azimuth"], elevation_deg / SCALES["elevation"], 0.0, 0.0, 0.0, 0.0]
+        start = [
+            azimuth_deg / SCALES["azimuth"], elevation_deg / SCALES["elevation"], 0.0,
+            math.log(crop[0]) / SCALES["log_scale"], crop[1] / SCALES["shift"], crop[2] / SCALES["shift"],
+        ]  # fmt: skip
         self.values = nn.Parameter(torch.tensor(start))
         self.register_buffer("start", torch.tensor(start))
+
+    @classmethod
+    def from_landmarks(cls, azimuth_deg: float, elevation_deg: float, landmarks) -> "PhotoCamera":
+        """Camera whose similarity puts the canonical head's landmarks where the photo has them.
+
+        Args:
+            azimuth_deg, elevation_deg: of the photo's camera.
+            landmarks: (4, 2) eyes and mouth corners in the crop, in [0, 1] (u, v).
+        """
+        head = torch.as_tensor(CANONICAL_LANDMARKS_HEAD, dtype=torch.float32)
+        c2w = orbit_c2w(torch.tensor([float(azimuth_deg)]), torch.tensor([float(elevation_deg)]))
+        plain, _ = project_points(head_to_world(head)[None], c2w, math.radians(CANONICAL_FOVY_DEG), 1, 1)
+        here = plain[0].double() - 0.5
+        there = torch.as_tensor(landmarks, dtype=torch.float64) - 0.5
+        a, b = here - here.mean(0), there - there.mean(0)
+        scale = float((a * b).sum() / (a * a).sum())  # least squares without rotation: the crop is upright
+        shift = there.mean(0) - scale * here.mean(0)
+        return cls(azimuth_deg, elevation_deg, (scale, float(shift[0]), float(shift[1])))
 
     def degrees(self) -> tuple:
         """(azimuth, elevation, roll) in degrees as tensors."""

@@ -10,38 +10,44 @@ class InversionConfig:
     """Steps that move W+, spatial features and the photo's camera; one synthesis pass each. 0 keeps the encoder's answer."""
     latent_size: int = 64
     """Side of the renders in the latent stage, pixels."""
-    latent_lr: float = 0.02
+    latent_lr: float = 0.04
     """Adam learning rate of W+."""
-    feature_lr: float = 0.01
+    feature_lr: float = 0.02
     """Adam learning rate of the spatial features."""
     camera_lr: float = 0.02
     """Adam learning rate of the camera, in units of `inversion.camera.SCALES`."""
     latent_samples: int = 16
     """Samples a ray in each of the two passes of the latent stage."""
-    detail_steps: int = 300
+    novel_views: int = 8
+    """Side and back views of the encoder's answer that the latent stage must keep (the photo says nothing about them)."""
+    novel_size: int = 32
+    """Side of those views, pixels."""
+    detail_steps: int = 200
     """Steps that fill the detail grid from the photo; cheap, the prior's features are cached. 0 leaves it empty."""
-    detail_size: int = 256
+    detail_size: int = 128
     """Side of the photo in the detail stage, pixels."""
-    detail_resolution: int = 224
+    detail_resolution: int = 160
     """Columns and rows of the detail grid over the box."""
     detail_depth: int = 8
     """Layers of the detail grid from the back of the box to its front."""
     detail_samples: int = 16
     """Samples a ray in the detail stage."""
-    detail_lr: float = 0.05
+    detail_lr: float = 0.1
     """Adam learning rate of the detail grid."""
-    detail_rays: int = 4096
+    detail_rays: int = 8100
     """Rays a detail step."""
     detail_thickness: float = 0.07
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
     lambda_rgb: float = 1.0
-    """Weight of L1 on premultiplied colour."""
+    """Weight of the Huber loss on premultiplied colour."""
     lambda_alpha: float = 0.5
-    """Weight of L1 on alpha (silhouette)."""
+    """Weight of the Huber loss on alpha (silhouette)."""
     lambda_perceptual: float = 0.5
     """Weight of ST-LPIPS (AlexNet); 0 does without its weights."""
     lambda_latent: float = 0.02
     """Pull of W+ and features to the encoder's answer."""
+    lambda_novel: float = 1.0
+    """Weight of L1 to the encoder's own side and back views, the guard against a face on the back of the head."""
     lambda_camera: float = 0.002
     """Pull of the camera to the estimated head pose."""
     lambda_geometry: float = 0.5

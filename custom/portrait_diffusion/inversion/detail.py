@@ -1,9 +1,10 @@
 """The detail stage: what the photo shows, kept in a frontal grid that only touches what the photo's camera can see.
 
-The prior's planes stay as they are. A grid of the same channels over (x, y) with a few layers in depth is added to their
-features, gated by visibility: a voxel behind the visible surface is never touched, so frontal texture cannot reach the back
-of the head, and where the surface turns away from the camera the gate fades out. Because prior, camera and samples are fixed,
-the prior's features at all samples are computed once; a step costs one grid look-up, the decoder and the compositing.
+The prior's planes stay as they are. A grid over (x, y) with a few layers in depth is added to what their decoder says, before
+its output activations (raw density, raw colour), gated by visibility: a voxel behind the visible surface is never touched, so
+frontal texture cannot reach the back of the head, and where the surface turns away from the camera the gate fades out. Because
+prior, camera and samples are fixed, the decoder's outputs at all samples are computed once; a step costs one look-up in a grid
+of four channels and the compositing.
 """
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from ..ops.cameras import head_to_world, project_points, world_to_head
-from ..ops.triplane import DecoderWeights, colour_activation, decode, decode_raw, density_activation, sample_planes
+from ..ops.triplane import DecoderWeights, add_detail, colour_activation, decode, decode_raw, density_activation, sample_planes
 from ..ops.volrend import (
     composite,
     importance_samples,
@@ -33,12 +34,19 @@ class FrontalSurface:
     Attributes:
         depth: (S, S) distance along the ray, filled in from the nearest hit where the prior has nothing.
         opacity: (S, S).
-        facing: (S, S) cosine between surface normal and ray, 0 where unknown, in [0, 1].
+        facing: (S, S) cosine between surface normal and ray, 1 where the prior has no surface, in [0, 1].
     """
 
     depth: Tensor
     opacity: Tensor
     facing: Tensor
+
+    def resized(self, size: int) -> "FrontalSurface":
+        """The same maps at another resolution (bilinear)."""
+        if size == self.depth.shape[0]:
+            return self
+        maps = torch.stack([self.depth, self.opacity, self.facing])[None]
+        return FrontalSurface(*F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)[0])
 
 
 def field_of(planes: list, weights: DecoderWeights, radius: float):
@@ -62,6 +70,10 @@ def frontal_surface(planes: Tensor, weights: DecoderWeights, radius: float, rays
         return FrontalSurface(torch.full_like(depth, 2.7), opacity, torch.zeros_like(depth))
     nearest = distance_transform_edt(~solid, return_distances=False, return_indices=True)
     filled = depth.cpu().numpy()[tuple(nearest)]
+    near, far, hit = (x[0].view(size, size) for x in ray_cylinder(rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius))
+    near, far = near.cpu().numpy(), far.cpu().numpy()  # a filled-in depth must lie where the ray can hold matter
+    filled = np.where(hit.cpu().numpy(), np.clip(filled, near + 0.2 * (far - near), far - 0.3 * (far - near)), filled)
+    filled = np.where(solid, depth.cpu().numpy(), filled)
     smooth = torch.from_numpy(gaussian_filter(filled, 0.006 * size).astype(np.float32)).to(depth)
     points = rays_o[0] + smooth[..., None] * rays_d[0]
     dx = points[:, 2:] - points[:, :-2]
@@ -69,6 +81,7 @@ def frontal_surface(planes: Tensor, weights: DecoderWeights, radius: float, rays
     normal = F.normalize(torch.linalg.cross(dx[1:-1], dy[:, 1:-1]), dim=-1)
     facing = (normal * rays_d[0, 1:-1, 1:-1]).sum(-1).abs()
     facing = F.pad(facing[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    facing = torch.where(torch.from_numpy(solid).to(facing.device), facing, torch.ones_like(facing))
     return FrontalSurface(torch.from_numpy(filled).to(depth), opacity, facing)
 
 
@@ -113,13 +126,13 @@ def visibility_gate(
 class RayCache:
     """Everything about the photo's rays that does not change during the detail stage; P pixels, K samples.
 
-    Attributes: index (P,) flat pixel numbers; coords (P, K, 3) head frame over radius; features (P, K, C) of the prior;
+    Attributes: index (P,) flat pixel numbers; coords (P, K, 3) head frame over radius; raw (P, K, 4) decoder outputs;
         t, deltas (P, K); opacity, depth (P, 1) of the prior through these very samples; near, far implied by deltas.
     """
 
     index: Tensor
     coords: Tensor
-    features: Tensor
+    raw: Tensor
     t: Tensor
     deltas: Tensor
     opacity: Tensor
@@ -153,23 +166,23 @@ def build_cache(
         deltas = edges[..., 1:] - edges[..., :-1]
         coords = world_to_head(o[:, None] + t[..., None] * d[:, None]) / radius
         features = sample_planes(planes, coords.reshape(1, -1, 3))[0].view(*t.shape, -1)
-        density, colour = decode(features, weights)
+        raw = decode_raw(features, weights)
+        density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:])
         _, opacity, depth, _ = composite(density, colour, t, deltas)
-        parts.append((coords, features, t, deltas, opacity, depth))
-    coords, features, t, deltas, opacity, depth = (torch.cat(p) for p in zip(*parts))
-    return RayCache(index, coords, features, t, deltas, opacity, depth)
+        parts.append((coords, raw, t, deltas, opacity, depth))
+    return RayCache(index, *(torch.cat(p) for p in zip(*parts)))
 
 
-def render_cached(cache: RayCache, rows: Tensor, grid: Tensor, weights: DecoderWeights) -> tuple:
+def render_cached(cache: RayCache, rows: Tensor, grid: Tensor) -> tuple:
     """Render cached rays with the detail grid added.
 
     Args:
-        rows: (M,) rows of the cache; grid: (1, 1, C, D, H, W), already gated.
+        rows: (M,) rows of the cache; grid: (1, 1, 4, D, H, W), already gated.
     Returns: rgb (M, 3) premultiplied, opacity (M, 1), depth (M, 1).
     """
     coords = cache.coords[rows]
-    extra = sample_planes(grid, coords.reshape(1, -1, 3))[0].view(*coords.shape[:2], -1)
-    raw = decode_raw(cache.features[rows] + extra, weights)
+    extra = sample_planes(grid, coords.reshape(1, -1, 3), reduce="sum")[0].view(*coords.shape[:2], 4)
+    raw = add_detail(cache.raw[rows], extra)
     density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
     rgb, opacity, depth, _ = composite(density, colour, cache.t[rows], cache.deltas[rows])
     return rgb, opacity, depth

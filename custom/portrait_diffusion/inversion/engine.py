@@ -5,16 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
 from .camera import PhotoCamera
 from .config import InversionConfig
 from .detail import build_cache, field_of, frontal_surface, render_cached, total_variation, visibility_gate
-from .target import Target
+from .target import Target, uncropped
 
 log = logging.getLogger("portrait_diffusion")
+DETAIL_GAIN = (24.0, 1.0, 1.0, 1.0)
+"""Natural size of the detail grid's channels: raw density counts in tens, raw colours in ones."""
+SURFACE_SIZE = 128
+"""Side of the render from which the visible surface is taken, pixels; it is smooth."""
 StepFn = Callable[[str, int, int, dict], None]
 
 
@@ -24,7 +30,7 @@ class Inversion:
     Args:
         prior: encoder and generator.
         target: aligned photo at `cfg.detail_size` or larger.
-        yaw_deg, pitch_deg: estimated azimuth and elevation of the photo's camera.
+        camera: estimate of the photo's camera, refined in place.
         cfg: settings.
         perceptual: ST-LPIPS module or None.
         seed: of every random choice.
@@ -33,22 +39,25 @@ class Inversion:
     """
 
     def __init__(
-        self, prior: BundledPrior, target: Target, yaw_deg: float, pitch_deg: float, cfg: InversionConfig,
+        self, prior: BundledPrior, target: Target, camera: PhotoCamera, cfg: InversionConfig,
         perceptual=None, seed: int = 0, checkpoint: Path | None = None, on_step: StepFn | None = None,
     ):
         self.prior, self.target, self.cfg, self.perceptual = prior, target, cfg, perceptual
         self.checkpoint, self.on_step = checkpoint, on_step or (lambda *args: None)
         self.weights, self.radius = prior.decoder, prior.radius
         self.rng = torch.Generator().manual_seed(seed)
-        self.camera = PhotoCamera(yaw_deg, pitch_deg)
+        self.camera = camera
         self.stage, self.step = "latent", 0
         self.curves: dict = {}
-        small = target.resized(128)
-        self.start = prior.encode(small.rgb, small.alpha, small.valid, yaw_deg, pitch_deg)
+        with torch.no_grad():
+            azimuth, elevation, _ = camera.degrees()
+            plain = uncropped(target.resized(128), camera.pose()[2])
+            self.start = prior.encode(plain.rgb, plain.alpha, plain.valid, float(azimuth), float(elevation))
         self.latent = Latent(
             self.start.ws.clone().requires_grad_(True),
             {r: f.clone().requires_grad_(True) for r, f in self.start.features.items()},
         )
+        self.novel = self._novel_views()
         self.grid: Tensor | None = None
         self.gate: Tensor | None = None
         self.optimizer = self._latent_optimizer()
@@ -115,7 +124,7 @@ class Inversion:
         if self.stage == "detail":
             self._loop("detail", self.cfg.detail_steps, self._detail_step)
             with torch.no_grad():
-                self.grid = (self.grid * self.gate).detach()
+                self.grid = (self.grid * self.gate).detach()  # the gate holds the gain
             self.stage = "done"
             self.save()
         return self
@@ -139,11 +148,15 @@ class Inversion:
                 self.save()
 
     def _compare(self, rgb: Tensor, alpha: Tensor, target: Target, valid: Tensor) -> dict:
-        """L1 on premultiplied colour and on alpha over valid pixels; all (1, C, h, w)."""
+        """Huber loss (beta 0.05) on premultiplied colour and on alpha over valid pixels; all (1, C, h, w)."""
         count = valid.sum().clamp(min=1.0)
+
+        def huber(a, b):
+            return (F.smooth_l1_loss(a, b, reduction="none", beta=0.05).mean(dim=1, keepdim=True) * valid).sum() / count
+
         return {
-            "rgb": self.cfg.lambda_rgb * ((rgb - target.rgb).abs().mean(dim=1, keepdim=True) * valid).sum() / count,
-            "alpha": self.cfg.lambda_alpha * ((alpha - target.alpha).abs() * valid).sum() / count,
+            "rgb": self.cfg.lambda_rgb * huber(rgb, target.rgb),
+            "alpha": self.cfg.lambda_alpha * huber(alpha, target.alpha),
         }
 
     def _perceptual(self, rgb: Tensor, alpha: Tensor, target: Target) -> dict:
@@ -153,6 +166,31 @@ class Inversion:
         mine = (rgb + 1 - alpha) * target.valid
         theirs = (target.rgb + 1 - target.alpha) * target.valid
         return {"perceptual": self.cfg.lambda_perceptual * self.perceptual(mine, theirs).mean()}
+
+    @torch.no_grad()
+    def _novel_views(self) -> list:
+        """(rays_o, rays_d, rgb, opacity) of side and back views of the encoder's answer, evenly around the unseen side."""
+        if self.cfg.lambda_novel == 0 or self.cfg.novel_views == 0:
+            return []
+        field = field_of([self.prior.synthesize(self.start)], self.weights, self.radius)
+        size, n, views = self.cfg.novel_size, self.cfg.latent_samples, []
+        front = float(self.camera.degrees()[0])
+        for azimuth in torch.linspace(70.0, 290.0, self.cfg.novel_views):
+            c2w = orbit_c2w(front + azimuth, torch.zeros(()))[None]
+            rays_o, rays_d = (r.flatten(1, 2) for r in get_rays(c2w, canonical_fovy(c2w), size, size))
+            out = render_rays(field, rays_o, rays_d, self.radius, n, n)
+            views.append((rays_o, rays_d, out["rgb"], out["opacity"]))
+        return views
+
+    def _novel_loss(self, planes: Tensor) -> dict:
+        """One of the kept views a step, in turn."""
+        if not self.novel:
+            return {}
+        rays_o, rays_d, rgb, opacity = self.novel[self.step % len(self.novel)]
+        n = self.cfg.latent_samples
+        out = render_rays(field_of([planes], self.weights, self.radius), rays_o, rays_d, self.radius, n, n)
+        error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
+        return {"novel": self.cfg.lambda_novel * error}
 
     def _latent_step(self) -> dict:
         c, size = self.cfg, self.cfg.latent_size
@@ -166,6 +204,7 @@ class Inversion:
         rgb = out["rgb"].transpose(1, 2).view(1, 3, size, size)
         alpha = out["opacity"].transpose(1, 2).view(1, 1, size, size)
         losses = self._compare(rgb, alpha, target, target.valid) | self._perceptual(rgb, alpha, target)
+        losses |= self._novel_loss(planes)
         pull = (self.latent.ws - self.start.ws).square().mean()
         pull = pull + sum((f - self.start.features[r]).square().mean() for r, f in self.latent.features.items())
         return losses | {"latent": c.lambda_latent * pull, "camera": c.lambda_camera * self.camera.deviation()}
@@ -176,19 +215,21 @@ class Inversion:
         with torch.no_grad():
             self.planes_fixed = self.prior.synthesize(self.latent).detach()
             rays_o, rays_d = self.camera.rays(c.detail_size)
-        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, rays_o, rays_d)
+            small_o, small_d = self.camera.rays(min(SURFACE_SIZE, c.detail_size))
+        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, small_o, small_d).resized(c.detail_size)
         target = self.detail_target = self.target.resized(c.detail_size)
         shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
         self.gate = visibility_gate(surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device)
+        self.gate = self.gate * torch.tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
         touched = (target.alpha[0, 0] > 0.004) | (surface.opacity > 0.004)
         keep = touched & (target.valid[0, 0] > 0)
         self.cache = build_cache(
             self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples, c.detail_thickness
         )
-        self.grid = torch.zeros(1, 1, self.planes_fixed.shape[2], *shape, requires_grad=True)
+        self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True)
         self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long)
         self.row_of_pixel[self.cache.index] = torch.arange(len(self.cache.index))
-        self.optimizer = torch.optim.Adam([{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam([{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99), eps=1e-15)
 
     def _detail_pixels(self) -> tuple:
         """Pixels of this step: a random strided window (every third step dense) so that perceptual loss sees an image."""
@@ -208,7 +249,7 @@ class Inversion:
         rows = self.row_of_pixel[pixels]
         known = rows >= 0
         gated = self.grid * self.gate
-        rgb, opacity, depth = render_cached(self.cache, rows[known], gated, self.weights)
+        rgb, opacity, depth = render_cached(self.cache, rows[known], gated)
         where = known.nonzero()[:, 0]
         image = rgb.new_zeros(side * side, 4).index_copy(0, where, torch.cat([rgb, opacity], dim=-1))
         image = image.t().view(1, 4, side, side)

@@ -25,15 +25,37 @@ class Target:
         return self.rgb.shape[-1]
 
     def resized(self, size: int) -> "Target":
-        """The same at another resolution (area average, exact for whole factors)."""
+        """The same at another resolution: area average (exact for whole factors), bicubic when enlarging.
+
+        A pixel of the result is valid where everything it was made from is.
+        """
         if size == self.size:
             return self
-        rgb, alpha, valid = (
-            F.interpolate(x, size=(size, size), mode="area") if size < self.size
-            else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-            for x in (self.rgb, self.alpha, self.valid)
-        )
+        rgb, alpha, valid = self.rgb * self.valid, self.alpha * self.valid, self.valid
+        if size < self.size:
+            rgb, alpha, valid = (F.interpolate(x, size=(size, size), mode="area") for x in (rgb, alpha, valid))
+        else:
+            how = {"size": (size, size), "mode": "bicubic", "align_corners": False}
+            rgb, alpha = (F.interpolate(x, **how).clamp(0, 1) for x in (rgb, alpha))
+            known = 1 - F.max_pool2d(1 - valid, 3, stride=1, padding=1)  # bicubic reaches two pixels to each side
+            valid = F.interpolate(known, size=(size, size), mode="bilinear", align_corners=False)
         return Target(rgb, alpha, (valid > 0.999).float())
+
+
+def uncropped(target: Target, crop: Tensor) -> Target:
+    """The photo as the plain camera would show it, without its similarity of the image plane.
+
+    What the plain camera shows at q stands at scale * q + shift in the crop (`ops.cameras`).
+
+    Args: crop (1, 3) = (scale, shift_u, shift_v). Returns: same size; what falls outside the crop is not valid.
+    """
+    scale, shift = crop[0, 0], 2 * crop[0, 1:]
+    zero = torch.zeros_like(scale)
+    theta = torch.stack([torch.stack([scale, zero, shift[0]]), torch.stack([zero, scale, shift[1]])])[None]
+    stack = torch.cat([target.rgb, target.alpha, target.valid], dim=1)
+    grid = F.affine_grid(theta, list(stack.shape), align_corners=False)
+    out = F.grid_sample(stack, grid, align_corners=False, padding_mode="zeros")
+    return Target(out[:, :3], out[:, 3:4], out[:, 4:])
 
 
 def target_from_photo(rgb, alpha, valid, size: int) -> Target:

@@ -126,6 +126,21 @@ def decode_raw(features: Tensor, weights: DecoderWeights) -> Tensor:
     return raw if raw.dtype == torch.float64 else raw.float()
 
 
+DETAIL_DENSITY_RANGE = (-6.0, 150.0)
+"""Limits of the raw density under a detail grid: beyond them softplus has no gradient left, and nothing could be added where
+the planes say -500, or carved where they say 800. -6 is an opacity below 0.1 % across the box, 150 is opaque in 3 cm."""
+
+
+def add_detail(raw: Tensor, detail: Tensor) -> Tensor:
+    """Decoder output plus a detail grid's raw density and colour, the density limited first (`DETAIL_DENSITY_RANGE`).
+
+    Args:
+        raw: (...,4) from `decode_raw`; detail: (...,4).
+    """
+    density = raw[..., :1].clamp(*DETAIL_DENSITY_RANGE)
+    return torch.cat([density, raw[..., 1:]], dim=-1) + detail
+
+
 def density_activation(raw: Tensor) -> Tensor:
     """``softplus(raw - 1)``, density per scene unit (EG3D)."""
     return F.softplus(raw - 1)

@@ -1,7 +1,7 @@
-"""Tri-plane sampling as Triton kernels: gather and scatter with the channels innermost, so that every access is coalesced.
+"""Tri-plane sampling as Triton kernels: gather and scatter with the channels innermost, so every access is coalesced.
 
-Twin of the bilinear branch of `ops.triplane.sample_planes` (same plane axes, `align_corners=False`, zeros outside). The value
-and the gradient with respect to the planes agree with it; there is no gradient with respect to the coordinates.
+Twin of the bilinear branch of `ops.triplane.sample_planes` (same plane axes, `align_corners=False`, zeros outside). The
+value and the gradient with respect to the planes agree with it; there is no gradient with respect to the coordinates.
 """
 import torch
 import triton
@@ -19,7 +19,7 @@ def _corner_offset(x, y, height, width):
 
 @triton.jit
 def _plane_coords(coords, base, mask, p: tl.constexpr, axes: tl.constexpr):
-    """Column coordinate and row coordinate of a point on plane p; `axes` packs (column, row) axis numbers, 4 bits each."""
+    """Column and row coordinate of a point on plane p; `axes` packs (column, row) axis numbers, 4 bits each."""
     col: tl.constexpr = (axes >> (8 * p)) & 15
     row: tl.constexpr = (axes >> (8 * p + 4)) & 15
     return tl.load(coords + base + col, mask=mask, other=2.0), tl.load(coords + base + row, mask=mask, other=2.0)
@@ -60,13 +60,16 @@ def _forward(planes, coords, out, n_points, height, width, axes: tl.constexpr, C
 
 
 @triton.jit
-def _backward(grad_planes, coords, grad_out, n_points, height, width, axes: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr):
+def _backward(
+    grad_planes, coords, grad_out, n_points, height, width, axes: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr
+):
     b = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = n < n_points
     c = tl.arange(0, C)
     base = (b * n_points + n).to(tl.int64) * 3
-    grad = tl.load(grad_out + (b * n_points + n).to(tl.int64)[:, None] * C + c[None, :], mask=mask[:, None], other=0.0)
+    rows = (b * n_points + n).to(tl.int64)
+    grad = tl.load(grad_out + rows[:, None] * C + c[None, :], mask=mask[:, None], other=0.0)
     grad = grad.to(tl.float32) / 3.0
     for p in tl.static_range(3):
         u, v = _plane_coords(coords, base, mask, p, axes)
@@ -84,9 +87,8 @@ def _backward(grad_planes, coords, grad_out, n_points, height, width, axes: tl.c
             wy = fy if (k >> 1) else 1.0 - fy
             offset, inside = _corner_offset(x, y, height, width)
             inside = inside & mask
-            tl.atomic_add(
-                plane + offset[:, None] * C + c[None, :], grad * (wx * wy)[:, None], mask=inside[:, None], sem="relaxed"
-            )
+            target = plane + offset[:, None] * C + c[None, :]
+            tl.atomic_add(target, grad * (wx * wy)[:, None], mask=inside[:, None], sem="relaxed")
 
 
 def pack_axes(plane_axes) -> int:
@@ -102,15 +104,20 @@ class SampleTriplanes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, planes: Tensor, coords: Tensor, plane_axes: tuple, out_dtype: torch.dtype) -> Tensor:
+        if planes.ndim != 5 or planes.shape[1] != 3 or coords.shape[0] != planes.shape[0] or coords.shape[2:] != (3,):
+            shapes = f"{tuple(planes.shape)} and {tuple(coords.shape)}"
+            raise ValueError(f"the Triton sampler needs planes (B,3,C,H,W) and coords (B,N,3), got {shapes}.")
         b, _, c, h, w = planes.shape
         n = coords.shape[1]
         if c & (c - 1):
-            raise ValueError(f"the Triton sampler needs a power of two of channels, got {c}; use implementation='torch'")
+            raise ValueError(f"the Triton sampler needs a power of two of channels, got {c}; use ops.triplane.")
         packed = planes.permute(0, 1, 3, 4, 2).contiguous()  # (B, 3, H, W, C)
         coords = coords.float().contiguous()
         out = torch.empty(b, n, c, device=planes.device, dtype=out_dtype)
         axes = pack_axes(plane_axes)
-        _forward[(triton.cdiv(n, BLOCK), b)](packed, coords, out, n, h, w, axes, c, BLOCK)
+        if out.numel():
+            with torch.cuda.device_of(out):  # Triton launches on the current device
+                _forward[(triton.cdiv(n, BLOCK), b)](packed, coords, out, n, h, w, axes, c, BLOCK)
         ctx.save_for_backward(coords)
         ctx.shape, ctx.axes, ctx.dtype = (b, c, h, w), axes, planes.dtype
         return out
@@ -121,5 +128,7 @@ class SampleTriplanes(torch.autograd.Function):
         b, c, h, w = ctx.shape
         n = coords.shape[1]
         grad = torch.zeros(b, 3, h, w, c, device=coords.device, dtype=torch.float32)
-        _backward[(triton.cdiv(n, BLOCK), b)](grad, coords, grad_out.contiguous(), n, h, w, ctx.axes, c, BLOCK)
+        if grad_out.numel():
+            with torch.cuda.device_of(grad):
+                _backward[(triton.cdiv(n, BLOCK), b)](grad, coords, grad_out.contiguous(), n, h, w, ctx.axes, c, BLOCK)
         return grad.permute(0, 1, 4, 2, 3).to(ctx.dtype), None, None, None

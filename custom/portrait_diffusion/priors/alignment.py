@@ -14,8 +14,8 @@ FACE_DEPTH = 0.14
 def plane_grid(size: int, device, dtype=torch.float32) -> Tensor:
     """grid_sample coordinates (1, size, size, 2) of the canonical crop for a regular grid over the box's (x, y).
 
-    A head-frame point (x, y, z) projects to x / ((d - z) tan(fovy / 2)) in [-1, 1] of the canonical crop; v points down.
-    Row 0 is y = -radius, as rows of a plane are, so the result is upside down as an image and right as a plane.
+    A head-frame point (x, y, z) projects to x / ((d - z) tan(fovy / 2)) in [-1, 1] of the canonical crop; v points
+    down. Row 0 is y = -radius, as rows of a plane are: the result is upside down as an image and right as a plane.
     """
     centres = (torch.arange(size, device=device, dtype=dtype) + 0.5) / size * 2 - 1
     half = (CANONICAL_DISTANCE - FACE_DEPTH) * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
@@ -24,7 +24,9 @@ def plane_grid(size: int, device, dtype=torch.float32) -> Tensor:
     return torch.stack([x, -y], dim=-1)[None]
 
 
-def encoder_input(premultiplied: Tensor, alpha: Tensor, valid: Tensor, yaw_deg: Tensor, pitch_deg: Tensor, size: int) -> Tensor:
+def encoder_input(
+    premultiplied: Tensor, alpha: Tensor, valid: Tensor, yaw_deg: Tensor, pitch_deg: Tensor, size: int
+) -> Tensor:
     """Stack what the encoder reads.
 
     Args:

@@ -1,4 +1,4 @@
-"""Augmentations that make renders of synthetic heads look like what a photo and its matte deliver; batched, on the device."""
+"""Augmentations that make renders of synthetic heads look like what a photo and its matte deliver; batched."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,15 +25,19 @@ def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> 
     gamma = torch.exp(draw(-0.3, 0.3))
     grey = rgb.mean(dim=-1, keepdim=True)
     out = grey + (rgb - grey) * torch.exp(draw(-0.35, 0.35))
-    out = (out.clamp(1e-4, 1.0) ** gamma) * exposure
+    out = (out.clamp(0.0, 1.0) ** gamma) * exposure
     return out.clamp(0.0, 1.0)
 
 
-def affine_jitter(images: Tensor, generator: torch.Generator, shift: float = 0.02, scale: float = 0.04) -> Tensor:
-    """Small similarity jitter of what the encoder sees: alignment of real photos is never exact. images (B, C, S, S)."""
+def affine_jitter(images: Tensor, generator: torch.Generator, shift: float = 0.003, scale: float = 0.01) -> Tensor:
+    """Tiny similarity jitter of what the encoder sees. images (B, C, S, S).
+
+    Tiny on purpose: the fitted camera of a photo takes up its misalignment, and a jitter of some pixels that the
+    targets do not share can only be answered with blur.
+    """
     b, device = images.shape[0], images.device
     s = 1.0 + uniform((b,), -scale, scale, generator, device)
-    angle = uniform((b,), -0.05, 0.05, generator, device)
+    angle = uniform((b,), -0.01, 0.01, generator, device)
     t = uniform((b, 2), -2 * shift, 2 * shift, generator, device)
     cos, sin = torch.cos(angle) * s, torch.sin(angle) * s
     theta = torch.stack([torch.stack([cos, -sin, t[:, 0]], -1), torch.stack([sin, cos, t[:, 1]], -1)], dim=1)
@@ -42,11 +46,14 @@ def affine_jitter(images: Tensor, generator: torch.Generator, shift: float = 0.0
 
 
 def degrade(premultiplied: Tensor, alpha: Tensor, generator: torch.Generator) -> tuple:
-    """Blur, noise, and matte errors of a photograph. premultiplied (B, 3, S, S), alpha (B, 1, S, S); returns both changed."""
+    """Blur, noise and matte errors of a photograph.
+
+    Args: premultiplied (B, 3, S, S), alpha (B, 1, S, S), in [0, 1]. Returns: both changed, in [0, 1].
+    """
     b, device = alpha.shape[0], alpha.device
     both = torch.cat([premultiplied, alpha], dim=1)
     soft = F.avg_pool2d(F.pad(both, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    amount = uniform((b, 1, 1, 1), -1.0, 1.0, generator, device).clamp(min=0.0)
+    amount = uniform((b, 1, 1, 1), -1.0, 0.6, generator, device).clamp(min=0.0)
     both = torch.lerp(both, soft, amount)
     rgb, alpha = both[:, :3], both[:, 3:]
     sigma = uniform((b, 1, 1, 1), 0.0, 0.03, generator, device)
@@ -56,12 +63,16 @@ def degrade(premultiplied: Tensor, alpha: Tensor, generator: torch.Generator) ->
     field = F.interpolate(field, size=alpha.shape[-2:], mode="bilinear", align_corners=False)
     edge = alpha * (1 - alpha) * 4
     eaten = (alpha + 0.35 * edge * field).clamp(0, 1)
-    rgb = rgb * torch.where(alpha > 1e-3, eaten / alpha.clamp(min=1e-3), torch.ones_like(alpha)).clamp(max=1.5)
+    kept = torch.where(alpha > 1e-3, eaten / alpha.clamp(min=1e-3), torch.ones_like(alpha))
+    rgb = rgb * kept.clamp(max=1.5)
     return rgb.clamp(0, 1), eaten
 
 
 def unknown_border(b: int, size: int, generator: torch.Generator, device, probability: float = 0.4) -> Tensor:
-    """valid mask (B, 1, S, S): sometimes the photograph ends inside the canonical crop (below, at a side, above)."""
+    """Mask (B, 1, S, S), 1 where the photograph is: sometimes it ends inside the canonical crop.
+
+    Each border is cut with probability `probability / 2`, by up to 30 % below, 12 % at the sides, 5 % above.
+    """
     position = torch.arange(size, device=device) / size
     on = (torch.rand((b, 4), generator=generator, device=device) < probability / 2).float()
     limit = torch.tensor([0.30, 0.12, 0.12, 0.05], device=device)  # bottom, left, right, top

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..ops.canonical import BOX_RADIUS
 from ..ops.triplane import DecoderWeights
 from .alignment import encoder_input
@@ -38,6 +39,8 @@ class BundledPrior(nn.Module):
         encoder_path = Path(encoder_path or WEIGHTS / "encoder.safetensors")
         self.generator = load_weights(Generator(load_spec(generator_path, "generator")), generator_path, "generator")
         self.encoder = load_weights(Encoder(load_spec(encoder_path, "encoder")), encoder_path, "encoder")
+        if self.encoder.spec != self.generator.spec:
+            raise UsageError(f"{encoder_path} was not trained with {generator_path}: their sizes differ; use a pair.")
         self.files = (generator_path, encoder_path)
         self.requires_grad_(False).eval()
 

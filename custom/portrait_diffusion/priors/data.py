@@ -1,5 +1,6 @@
 """Multi-view training data in device memory: all shards as bytes on the device, batches by indexing, no data loader."""
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +44,31 @@ class MultiViewData:
 def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiViewData:
     """Read every shard of a data set written by `synthetic.dataset` into memory of `device`.
 
-    Raises UsageError when the folder holds no shard.
+    Args:
+        folder: with SPLIT_00000.npz, ... of one split.
+        device: where the data is kept.
+        limit: read only so many subjects.
+    Raises: UsageError when the folder holds no shard or several splits, or a shard is damaged or unlike the others.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*_[0-9]*.npz"))
     if not paths:
-        raise UsageError(f"No shards (SPLIT_00000.npz) in {folder}; render a data set first (portrait_diffusion.synthetic.dataset).")
+        raise UsageError(
+            f"No shards (SPLIT_00000.npz) in {folder}; render a data set first (portrait_diffusion.synthetic.dataset)."
+        )
+    splits = sorted({path.stem.rsplit("_", 1)[0] for path in paths})
+    if len(splits) > 1:
+        raise UsageError(f"{folder} holds shards of several splits ({', '.join(splits)}); keep one split a folder.")
     parts: dict = {}
     count = 0
     for path in paths:
-        with np.load(path, allow_pickle=False) as shard:
-            for key in ("rgba", "depth", "c2w", "camera"):
-                if key in shard.files:
-                    parts.setdefault(key, []).append(shard[key])
+        for key, value in _read_shard(path).items():
+            if key in parts and parts[key][0].shape[1:] != value.shape[1:]:
+                raise UsageError(
+                    f"'{key}' of {path} has shape {value.shape[1:]} a subject, in {paths[0].name} it is "
+                    f"{parts[key][0].shape[1:]}; render the data set again with one size and number of views."
+                )
+            parts.setdefault(key, []).append(value)
         count += len(parts["rgba"][-1])
         if limit and count >= limit:
             break
@@ -73,6 +86,19 @@ def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiVi
         azimuth=camera[..., 0],
         elevation=camera[..., 1],
     )
+
+
+def _read_shard(path: Path) -> dict:
+    """The arrays of one shard that training needs; raises UsageError naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            arrays = {key: shard[key] for key in ("rgba", "depth", "c2w", "camera") if key in shard.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not a readable shard ({error}); delete it and render it again.") from error
+    missing = {"rgba", "c2w", "camera"} - set(arrays)
+    if missing:
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it is no shard of portrait_diffusion.synthetic.")
+    return arrays
 
 
 def read_manifest(folder: str | Path) -> dict:

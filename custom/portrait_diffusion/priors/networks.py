@@ -1,9 +1,10 @@
-"""Networks of the bundled 3D-aware GAN prior: mapping, tri-plane synthesis, colour/density decoder, encoder, discriminator.
+"""Networks of the bundled 3D-aware GAN prior: mapping, tri-plane synthesis, decoder, encoder, discriminator.
 
-The layout follows the published ideas, in our own code: style modulation and demodulation (Karras et al., "Analyzing and
-Improving the Image Quality of StyleGAN", CVPR 2020, section 2.2), a 2D generator whose channels are three planes (Chan et al.,
-"Efficient Geometry-aware 3D Generative Adversarial Networks", CVPR 2022, section 4), a patch discriminator that is told camera
-and patch (Skorokhodov et al., "EpiGRAF", NeurIPS 2022, section 3.3). Sizes are ours and small: everything runs on a CPU.
+The layout follows the published ideas, in our own code: style modulation and demodulation (Karras et al., "Analyzing
+and Improving the Image Quality of StyleGAN", CVPR 2020, section 2.2), a 2D generator whose channels are three planes
+(Chan et al., "Efficient Geometry-aware 3D Generative Adversarial Networks", CVPR 2022, section 4), a patch
+discriminator that is told camera and patch (Skorokhodov et al., "EpiGRAF", NeurIPS 2022, section 3.3). Sizes are ours
+and small: everything runs on a CPU.
 """
 import math
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class PriorSpec:
 
 
 class Linear(nn.Module):
-    """Fully connected layer with run-time scaling of the learning rate (Karras et al. 2018, "equalized learning rate")."""
+    """Fully connected layer with run-time scaling of its weights ("equalized learning rate", Karras et al. 2018)."""
 
     def __init__(self, d_in: int, d_out: int, bias_init: float = 0.0, lr_multiplier: float = 1.0):
         super().__init__()
@@ -64,7 +65,7 @@ def lrelu(x: Tensor) -> Tensor:
 
 
 class MappingNetwork(nn.Module):
-    """z ~ N(0, I) to the intermediate latent w; keeps a moving average of w for truncation and as the start of inversion."""
+    """z ~ N(0, I) to the intermediate latent w; keeps a moving average of w, for truncation."""
 
     def __init__(self, spec: PriorSpec):
         super().__init__()
@@ -101,11 +102,12 @@ class ModulatedConv(nn.Module):
         self.padding = kernel // 2
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.affine(w).float()  # (B, c_in)
+        style = self.affine(w)  # (B, c_in)
+        style = style if style.dtype == torch.float64 else style.float()
         weight = self.weight * self.gain
         y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=self.padding)
         if self.demodulate:
-            energy = style.square() @ weight.float().square().sum(dim=(2, 3)).t()  # (B, c_out)
+            energy = style.square() @ weight.to(style.dtype).square().sum(dim=(2, 3)).t()  # (B, c_out)
             y = y * torch.rsqrt(energy + 1e-8).to(x.dtype)[:, :, None, None]
         return y + self.bias.to(x.dtype)[:, None, None]
 
@@ -116,7 +118,8 @@ def upsample2(x: Tensor) -> Tensor:
         first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
         before = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], dim=axis)
         after = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), last], dim=axis)
-        x = torch.stack([torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25)], dim=axis + 1).flatten(axis, axis + 1)
+        pair = torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25)
+        x = torch.stack(pair, dim=axis + 1).flatten(axis, axis + 1)
     return x
 
 
@@ -140,8 +143,8 @@ class SynthesisNetwork(nn.Module):
 
         Args:
             ws: (B, num_ws, w_dim) style vectors.
-            features: optional {resolution: (B, channels[resolution], resolution, resolution)}, added before the first
-                convolution's activation at that resolution; absent resolutions add nothing.
+            features: optional {resolution: (B, channels[resolution], resolution, resolution)}, added before the
+                first convolution's activation at that resolution; absent resolutions add nothing.
         Returns: planes (B, 3, plane_channels, R, R).
         """
         features = features or {}
@@ -165,18 +168,24 @@ class SynthesisNetwork(nn.Module):
 class PlaneDecoder(nn.Module):
     """Weights of the small MLP that turns a plane feature into density and colour (used by ops.triplane.decode)."""
 
+    DENSITY_GAIN = 48.0
+    """Fixed gain of the raw density. An opaque surface in a box of 0.72 needs a density of several hundred; without the
+    gain the planes grow until they provide it (a standard deviation near 50 was seen), and half precision is lost on
+    colours."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.hidden = Linear(channels, hidden)
         self.out = Linear(hidden, 4)
+        self.register_buffer("out_gain", torch.tensor([self.DENSITY_GAIN, 1.0, 1.0, 1.0]))
 
     def weights(self) -> tuple:
         """Effective (w1, b1, w2, b2) with the learning-rate scaling folded in."""
         return (
             self.hidden.weight * self.hidden.gain,
             self.hidden.bias,
-            self.out.weight * self.out.gain,
-            self.out.bias,
+            self.out.weight * (self.out.gain * self.out_gain)[:, None],
+            self.out.bias * self.out_gain,
         )
 
 
@@ -230,9 +239,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x + self.position)).view(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2).unbind(1)
-        )
+        qkv = self.qkv(self.norm(x + self.position)).view(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, heads, hw, c/heads)
         return x + self.proj(y.transpose(-1, -2).reshape(b, c, h, w))
 
@@ -240,8 +248,8 @@ class Attention(nn.Module):
 class Encoder(nn.Module):
     """Aligned portrait to W+ and spatial features: what the photo shows, in the generator's own coordinates.
 
-    The input is the portrait resampled onto the frontal (x, y) plane (`priors.bundled.plane_aligned`), so that a position in
-    the feature maps is a position in the frontal plane; channels: rgb * alpha, alpha, valid, yaw / 90, pitch / 90.
+    The input is the portrait resampled onto the frontal (x, y) plane (`priors.alignment.encoder_input`), so that a
+    position in the feature maps is one in the frontal plane; channels: rgb * alpha, alpha, valid, yaw / 90, pitch / 90.
     """
 
     IN_CHANNELS = 7
@@ -270,7 +278,11 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.w_delta.bias)
 
     def forward(self, x: Tensor) -> tuple:
-        """Args: x (B, 7, S, S), S = spec.encoder_input. Returns: ws (B, num_ws, w_dim), delta of the same shape, features."""
+        """Latent and spatial features of a portrait.
+
+        Args: x (B, 7, S, S), S = spec.encoder_input.
+        Returns: ws (B, num_ws, w_dim), its layer-wise part delta of the same shape, features {resolution: map}.
+        """
         maps = {128: F.leaky_relu(self.stem(x), 0.2)}
         for res in (64, 32, 16, 8, 4):
             maps[res] = self.down[str(res)](maps[2 * res])
@@ -293,7 +305,9 @@ class Encoder(nn.Module):
 class Discriminator(nn.Module):
     """Camera- and patch-conditioned critic of 64² patches (rgb over white, alpha), with a projection head.
 
-    Condition: sin/cos azimuth, elevation, patch scale and centre; Miyato & Koyama, "cGANs with Projection Discriminator", 2018.
+    Condition: sin/cos azimuth, elevation, patch scale and upper left corner (Miyato & Koyama, "cGANs with Projection
+    Discriminator", ICLR 2018). The minibatch standard deviation (Karras et al., "Progressive Growing of GANs", ICLR
+    2018) is that of the rows i and i + B / 2 in a batch of a multiple of 4, else 0.
     """
 
     CONDITIONS = 6
@@ -317,9 +331,9 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             x = block(x)
         b, _, h, w = x.shape
-        group = 4 if b % 4 == 0 else 1
+        group = 2 if b % 4 == 0 else 1
         spread = x.float().view(group, b // group, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
-        spread = spread.mean(dim=(1, 2, 3)).repeat(group)  # minibatch standard deviation, one value an image
+        spread = spread.mean(dim=(1, 2, 3)).repeat(group)  # one value an image
         x = torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(-1, 1, h, w)], dim=1)
         x = F.leaky_relu(self.flat(F.leaky_relu(self.last(x), 0.2).flatten(1)), 0.2)
         projection = (x * self.embed(condition)).sum(dim=1) / math.sqrt(x.shape[1])
@@ -327,7 +341,7 @@ class Discriminator(nn.Module):
 
 
 class LatentCritic(nn.Module):
-    """Tells latents of the mapping network from latents of the encoder, so that W of both is one space (Tov et al. 2021)."""
+    """Tells latents of the mapping network from those of the encoder, so that both are one space (Tov et al. 2021)."""
 
     def __init__(self, w_dim: int):
         super().__init__()

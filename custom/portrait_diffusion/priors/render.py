@@ -10,7 +10,7 @@ from ..ops.volrend import render_rays
 
 
 def plane_features(planes: Tensor, coords: Tensor) -> Tensor:
-    """`sample_planes`, through the Triton kernels where planes are on a GPU (bfloat16 out); no coordinate gradient there."""
+    """`sample_planes`, through the Triton kernels on a GPU (bfloat16 out) where coordinates need no gradient."""
     if planes.is_cuda and not coords.requires_grad and planes.dim() == 5:
         from ..ops.triplane_triton import SampleTriplanes
 
@@ -26,7 +26,8 @@ def decode_half(features: Tensor, weights: DecoderWeights) -> Tensor:
 
 
 def render_planes(
-    planes: Tensor, weights: tuple, rays_o: Tensor, rays_d: Tensor, coarse: int, fine: int, generator: torch.Generator | None
+    planes: Tensor, weights: tuple, rays_o: Tensor, rays_d: Tensor, coarse: int, fine: int,
+    generator: torch.Generator | None,
 ) -> dict:
     """Render M images, each from its own planes.
 

@@ -1,4 +1,4 @@
-"""Reading and writing prior weights: safetensors with the sizes in the header, half precision on disk, float32 in memory."""
+"""Prior weights: safetensors with the sizes in the header, half precision on disk, float32 in memory."""
 import json
 import os
 from dataclasses import asdict
@@ -11,6 +11,8 @@ from ..errors import EnvironmentProblem, UsageError
 from .networks import PriorSpec
 
 MAX_BYTES = 512 * 1024 * 1024
+LARGEST = 2048
+"""Upper limit of every size in a header."""
 
 
 def save_weights(module: nn.Module, path: str | Path, spec: PriorSpec, kind: str, info: dict | None = None) -> Path:
@@ -42,9 +44,10 @@ def read_header(path: str | Path) -> dict:
 
     path = Path(path)
     if not path.is_file():
-        raise EnvironmentProblem(f"Weights file not found: {path}; reinstall the package or give another path in the config.")
+        raise EnvironmentProblem(f"Weights file not found: {path}; reinstall the package or give another path.")
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path} is {path.stat().st_size >> 20} MiB; bundled-prior weights are under {MAX_BYTES >> 20} MiB.")
+        size = path.stat().st_size >> 20
+        raise UsageError(f"{path} has {size} MiB; weights of the bundled prior are under {MAX_BYTES >> 20} MiB.")
     try:
         with safe_open(str(path), framework="pt") as handle:
             return dict(handle.metadata() or {})
@@ -53,20 +56,59 @@ def read_header(path: str | Path) -> dict:
 
 
 def load_spec(path: str | Path, kind: str) -> PriorSpec:
-    """Sizes stored in a weights file of the given kind."""
+    """Sizes stored in a weights file of the given kind.
+
+    Raises: UsageError if the file is of another kind or its sizes are missing, malformed or beyond `LARGEST`.
+    """
     header = read_header(path)
     if header.get("kind") != kind:
-        raise UsageError(f"{path} holds '{header.get('kind')}' weights, expected '{kind}'; check the path in the config.")
-    known = PriorSpec.__dataclass_fields__
-    return PriorSpec(**{k: v for k, v in json.loads(header["spec"]).items() if k in known})
+        found = str(header.get("kind"))[:40]
+        raise UsageError(f"{path} holds '{found}' weights, expected '{kind}'; check the path in the config.")
+    try:
+        values = json.loads(header["spec"])
+        spec = PriorSpec(**{k: v for k, v in values.items() if k in PriorSpec.__dataclass_fields__})
+        _check_sizes(spec)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"The sizes in the header of {path} cannot be used ({error}); train it again.") from error
+    return spec
+
+
+def _check_sizes(spec: PriorSpec) -> None:
+    """Raise ValueError for sizes that no network of ours has, so that a hostile header cannot ask for all memory."""
+    compound = ("channels", "encoder_channels", "injected")
+    numbers = {name: value for name, value in vars(spec).items() if name not in compound}
+    numbers |= {f"channels[{r}]": c for r, c in spec.channels.items()}
+    numbers |= {f"encoder_channels[{r}]": c for r, c in spec.encoder_channels.items()}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or not 1 <= value <= LARGEST:
+            raise ValueError(f"{name} is {str(value)[:40]}, expected a whole number from 1 to {LARGEST}")
+    if spec.mapping_layers > 16:
+        raise ValueError(f"mapping_layers is {spec.mapping_layers}, expected at most 16")
+    if spec.plane_resolution < 4 or spec.plane_resolution & (spec.plane_resolution - 1):
+        raise ValueError(f"plane_resolution is {spec.plane_resolution}, expected a power of two from 4")
+    missing = [f"channels[{r}]" for r in spec.resolutions if r not in spec.channels]
+    missing += [f"encoder_channels[{2**i}]" for i in range(2, 8) if 2**i not in spec.encoder_channels]
+    missing += [f"injected {r}" for r in spec.injected if r not in (8, 16, 32, 64) or r not in spec.channels]
+    if missing:
+        raise ValueError(f"there are no sizes for {', '.join(missing)}")
 
 
 def load_weights(module: nn.Module, path: str | Path, kind: str) -> nn.Module:
-    """Strictly load a network saved by `save_weights`. Raises UsageError when names or shapes differ."""
+    """Strictly load a network saved by `save_weights`.
+
+    Raises: UsageError when the file is damaged, names or shapes differ, or a value is not finite.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     load_spec(path, kind)
-    state = {k: v.float() for k, v in load_file(str(path)).items()}
+    try:
+        state = {k: v.float() for k, v in load_file(str(path)).items()}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file ({error}); download or train it again.") from error
+    broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise UsageError(f"{path} holds values that are not finite, in '{broken[0]}'; download or train it again.")
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -1,8 +1,9 @@
 """Training of the bundled prior: adversarial and multi-view reconstruction together, on data held in device memory.
 
-One step: an encoder reads a front-ish view of each subject, the generator makes planes, patches of other views are rendered
-and compared with the truth (L1 on premultiplied colour and alpha, ST-LPIPS, depth); a camera- and patch-conditioned
-discriminator judges those patches and patches of heads sampled from the mapping network (non-saturating loss, R1).
+One step: an encoder reads a front-ish view of each subject, the generator makes planes, patches of other views are
+rendered and compared with the truth (L1 on premultiplied colour and alpha, ST-LPIPS, depth); a camera- and
+patch-conditioned discriminator judges those patches and patches of heads sampled from the mapping network
+(non-saturating loss, R1).
 
 Resumable in runs of a given number of seconds; learning rates follow the share of the total budget that is used up.
 """
@@ -98,7 +99,12 @@ class Trainer:
             betas=(0.5, 0.99),
         )
         self.opt_d = torch.optim.Adam(
-            [{"params": [*self.discriminator.parameters(), *self.critic.parameters()], "base": config.lr_discriminator}],
+            [
+                {
+                    "params": [*self.discriminator.parameters(), *self.critic.parameters()],
+                    "base": config.lr_discriminator,
+                }
+            ],
             lr=1e-3,
             betas=(0.0, 0.99),
         )
@@ -141,10 +147,15 @@ class Trainer:
         }
 
     def patches(self, images: Tensor, subject: Tensor, view: Tensor) -> dict:
-        """64² patches: even rows see the whole frame at half resolution, odd rows a window at full resolution."""
+        """64² patches: half of the rows see the whole frame at half resolution, half a window at full resolution.
+
+        Rows 2k and 2k + 1 are two views of a subject, the first in front; the kinds alternate with k, so that front
+        and other views both come in both kinds.
+        """
         d = self.data
         m = images.shape[0]
-        whole = torch.arange(m, device=d.device) % 2 == 0
+        row = torch.arange(m, device=d.device)
+        whole = (row + row // 2) % 2 == 0
         if d.size != 2 * PATCH:
             raise ValueError(f"training images must be {2 * PATCH} px, got {d.size}")
         origin = (self.rand(m, 2) * (PATCH + 1)).long().clamp(max=PATCH)
@@ -158,7 +169,8 @@ class Trainer:
         scale = torch.where(whole, 1.0, 0.5)
         offset = origin.float() / d.size
         out = {
-            "target": target, "c2w": d.c2w[subject, view], "fovy": d.fovy[subject, view], "scale": scale, "offset": offset,
+            "target": target, "c2w": d.c2w[subject, view], "fovy": d.fovy[subject, view],
+            "scale": scale, "offset": offset,
             "condition": camera_condition(d.azimuth[subject, view], d.elevation[subject, view], scale, offset),
         }
         if d.depth is not None:
@@ -177,7 +189,7 @@ class Trainer:
         v = torch.randint(d.rgba.shape[1], (count,), generator=self.rng, device=d.device)
         whole = torch.arange(count, device=d.device) % 2 == 0
         scale = torch.where(whole, 1.0, 0.5)
-        offset = torch.where(whole[:, None], 0.0, (self.rand(count, 2) * PATCH).floor() / d.size)
+        offset = torch.where(whole[:, None], 0.0, (self.rand(count, 2) * (PATCH + 1)).floor().clamp(max=PATCH) / d.size)
         return {
             "c2w": d.c2w[n, v], "fovy": d.fovy[n, v], "scale": scale, "offset": offset,
             "condition": camera_condition(d.azimuth[n, v], d.elevation[n, v], scale, offset),
@@ -192,6 +204,15 @@ class Trainer:
         return render_planes(
             planes, self.generator.decoder.weights(), rays_o, rays_d, self.config.coarse, self.config.fine, generator
         )
+
+    def judge(self, images: Tensor, condition: Tensor, own: int) -> Tensor:
+        """Logits of the discriminator. Rows from `own` on (heads of the mapping network) are a batch of their own.
+
+        Else the minibatch standard deviation would compare them with reconstructions and could not tell when they are
+        all alike.
+        """
+        parts = [(images[:own], condition[:own]), (images[own:], condition[own:])]
+        return torch.cat([self.discriminator(x, y).float() for x, y in parts if len(x)])
 
     def learning_rates(self) -> float:
         lr, adversarial = schedule(self.seconds / self.config.total_seconds, self.config)
@@ -238,7 +259,7 @@ class Trainer:
                 losses["perceptual"] = c.w_perceptual * self.perceptual(fake[:m, :3], real[:, :3]).float().mean()
         if adversarial > 0:
             with self.autocast():
-                logits = self.discriminator(fake, both["condition"]).float()
+                logits = self.judge(fake, both["condition"], m)
                 latent = self.critic(w).float()
             losses["adversarial"] = adversarial * c.w_adversarial * F.softplus(-logits[:m]).mean()
             losses["sampled"] = adversarial * c.w_sampled * F.softplus(-logits[m:]).mean()
@@ -260,7 +281,7 @@ class Trainer:
     def discriminator_step(self, real, real_condition, fake, fake_condition, ws, w) -> dict:
         c = self.config
         with self.autocast():
-            on_fake = self.discriminator(fake, fake_condition).float()
+            on_fake = self.judge(fake, fake_condition, len(real))
             on_real = self.discriminator(real, real_condition).float()
             pick = torch.randint(ws.shape[1], (ws.shape[0],), generator=self.rng, device=ws.device)
             latent_real = ws.detach()[torch.arange(ws.shape[0], device=ws.device), pick].float()
@@ -270,9 +291,8 @@ class Trainer:
         if self.step % c.r1_every == 0:
             image = real.detach().float().requires_grad_(True)
             point = latent_real.requires_grad_(True)
-            g_image, g_point = torch.autograd.grad(
-                self.discriminator(image, real_condition).sum() + self.critic(point).sum(), (image, point), create_graph=True
-            )
+            logits = self.discriminator(image, real_condition).sum() + self.critic(point).sum()
+            g_image, g_point = torch.autograd.grad(logits, (image, point), create_graph=True)
             penalty = g_image.square().sum(dim=(1, 2, 3)).mean() * c.r1_gamma + g_point.square().sum(dim=1).mean()
             loss = loss + 0.5 * c.r1_every * penalty
         self.opt_d.zero_grad(set_to_none=True)
@@ -311,7 +331,14 @@ def camera_condition(azimuth: Tensor, elevation: Tensor, scale: Tensor, offset: 
 
 
 def patch_rays(c2w: Tensor, fovy: Tensor, scale: Tensor, offset: Tensor, size: int) -> tuple:
-    """Rays of a window of the image plane. scale (M,) share of the frame, offset (M, 2) of its upper left corner (u, v)."""
+    """Rays of a window of the image plane, by elementwise sums: matrix products in TF32 would bend them.
+
+    Args:
+        c2w: (M, 4, 4); fovy: (M,) radians.
+        scale: (M,) share of the frame; offset: (M, 2) of its upper left corner (u, v), in [0, 1].
+        size: side of the window in pixels.
+    Returns: rays_o, rays_d (M, size, size, 3) world frame, unit directions.
+    """
     centres = (torch.arange(size, device=c2w.device, dtype=c2w.dtype) + 0.5) / size
     u = offset[:, 0, None] + centres * scale[:, None]  # (M, size)
     v = offset[:, 1, None] + centres * scale[:, None]
@@ -319,7 +346,7 @@ def patch_rays(c2w: Tensor, fovy: Tensor, scale: Tensor, offset: Tensor, size: i
     x = ((2 * u - 1) * half[:, None])[:, None, :].expand(-1, size, -1)
     y = ((1 - 2 * v) * half[:, None])[:, :, None].expand(-1, -1, size)
     directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
-    rays_d = F.normalize(torch.einsum("mij,mhwj->mhwi", c2w[:, :3, :3], directions), dim=-1)
+    rays_d = F.normalize((directions[..., None, :] * c2w[:, None, None, :3, :3]).sum(-1), dim=-1)
     return c2w[:, None, None, :3, 3].expand_as(rays_d), rays_d
 
 
@@ -333,11 +360,15 @@ BINS = {"below45": (0, 45), "45to135": (45, 135), "back": (135, 181)}
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer, data: MultiViewData, perceptual: nn.Module | None, size: int = 64, batch: int = 8) -> dict:
-    """One frontal image in, no optimisation: PSNR over white at `size`², and ST-LPIPS at 128², by absolute azimuth.
+def evaluate(
+    trainer: Trainer, data: MultiViewData, perceptual: nn.Module | None, size: int = 64, batch: int = 8
+) -> dict:
+    """One frontal image in, no optimisation: PSNR over white at `size`² and ST-LPIPS at full size by absolute azimuth.
 
-    View 0 of every subject is the input; it alone makes the bin "front". Mean of per-image values.
+    View 0 of every subject is the input; it alone makes the bin "front". Mean of per-image values; without a
+    `perceptual` there are no ``stlpips_`` entries.
     """
+    full, factor = data.size, data.size // size
     generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
     scores: dict = {}
     for start in range(0, len(data), batch):
@@ -345,35 +376,37 @@ def evaluate(trainer: Trainer, data: MultiViewData, perceptual: nn.Module | None
         images = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(0, 1, 4, 2, 3)
         b, views = images.shape[:2]
         source = images[:, 0]
-        x = encoder_input(source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[start : start + b, 0],
-                          data.elevation[start : start + b, 0], trainer.spec.encoder_input)
+        x = encoder_input(
+            source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[start : start + b, 0],
+            data.elevation[start : start + b, 0], trainer.spec.encoder_input,
+        )
         with trainer.autocast():
             ws, _, features = encoder(x)
             planes = generator.synthesis(ws, features).float()
         for view in range(views):
-            rays_o, rays_d = get_rays(data.c2w[start : start + b, view], data.fovy[start : start + b, view], 128, 128)
+            rays_o, rays_d = get_rays(data.c2w[start : start + b, view], data.fovy[start : start + b, view], full, full)
             out = render_planes(planes, generator.decoder.weights(), rays_o, rays_d, 48, 48, None)
             fake = over_white(out["rgb"], out["opacity"]).clamp(0, 1)
             real = over_white(images[:, view, :3], images[:, view, 3:])
-            mse = (F.avg_pool2d(fake, 128 // size) - F.avg_pool2d(real, 128 // size)).square().mean(dim=(1, 2, 3))
+            mse = (F.avg_pool2d(fake, factor) - F.avg_pool2d(real, factor)).square().mean(dim=(1, 2, 3))
             psnr = -10 * torch.log10(mse.clamp(min=1e-10))
-            distance = perceptual(fake, real).float() if perceptual is not None else torch.full_like(psnr, float("nan"))
+            columns = [psnr] if perceptual is None else [psnr, perceptual(fake, real).float()]
             for i in range(b):
                 angle = abs(float((data.azimuth[start + i, view] + 180) % 360 - 180))
                 name = "front" if view == 0 else next(k for k, (low, high) in BINS.items() if low <= angle < high)
-                scores.setdefault(name, []).append((float(psnr[i]), float(distance[i])))
+                scores.setdefault(name, []).append([float(column[i]) for column in columns])
     result = {}
     for name, values in scores.items():
-        mean = np.mean(values, axis=0)
-        result[f"psnr_{name}"], result[f"stlpips_{name}"] = round(float(mean[0]), 3), round(float(mean[1]), 4)
+        for metric, digits, mean in zip(("psnr", "stlpips"), (3, 4), np.mean(values, axis=0)):
+            result[f"{metric}_{name}"] = round(float(mean), digits)
     return result
 
 
 @torch.no_grad()
-def sample_sheet(trainer: Trainer, count: int, path: Path, truncation: float = 0.7, seed: int = 0, size: int = 128) -> None:
+def sample_sheet(
+    trainer: Trainer, count: int, path: Path, truncation: float = 0.7, seed: int = 0, size: int = 128
+) -> None:
     """Random heads of the mapping network seen from six sides, as one PNG."""
-    from PIL import Image
-
     from ..ops.cameras import CANONICAL_FOVY_DEG, orbit_c2w
 
     generator = trainer.ema["generator"]
@@ -399,17 +432,19 @@ def reconstruction_sheet(trainer: Trainer, data: MultiViewData, count: int, path
     rgba = data.rgba[:count].float() / 255.0
     images = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(0, 1, 4, 2, 3)
     source = images[:, 0]
-    x = encoder_input(source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[:count, 0],
-                      data.elevation[:count, 0], trainer.spec.encoder_input)
+    x = encoder_input(
+        source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[:count, 0],
+        data.elevation[:count, 0], trainer.spec.encoder_input,
+    )
     ws, _, features = encoder(x)
     planes = generator.synthesis(ws, features).float()
     rows = []
     for view in range(images.shape[1]):
-        rays_o, rays_d = get_rays(data.c2w[:count, view], data.fovy[:count, view], 128, 128)
+        rays_o, rays_d = get_rays(data.c2w[:count, view], data.fovy[:count, view], data.size, data.size)
         out = render_planes(planes, generator.decoder.weights(), rays_o, rays_d, 48, 48, None)
         fake = over_white(out["rgb"], out["opacity"]).clamp(0, 1)
         real = over_white(images[:, view, :3], images[:, view, 3:])
-        rows.append(torch.cat([real, fake], dim=2))  # (count, 3, 256, 128)
+        rows.append(torch.cat([real, fake], dim=2))  # (count, 3, 2 S, S)
     sheet = torch.cat(rows, dim=3).permute(0, 2, 3, 1)
     save_png(sheet.reshape(-1, sheet.shape[2], 3), path)
 
@@ -423,13 +458,22 @@ def save_png(image: Tensor, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def default_device() -> torch.device:
+    """The accelerator if torch sees one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 def run(
-    data_dir: Path, val_dir: Path | None, out_dir: Path, seconds: float, config: TrainConfig, spec: PriorSpec | None = None,
-    perceptual_weights: Path | None = None, device: str | None = None, limit: int | None = None, report_every: float = 100.0,
+    data_dir: Path, val_dir: Path | None, out_dir: Path, seconds: float, config: TrainConfig,
+    spec: PriorSpec | None = None, perceptual_weights: Path | None = None, device: str | torch.device | None = None,
+    limit: int | None = None, report_every: float = 100.0,
 ) -> Trainer:
-    """Train for at most `seconds`, from the checkpoint in `out_dir` if there is one; writes weights, sheets and a JSON card."""
+    """Train for at most `seconds`, from the checkpoint in `out_dir` if there is one; writes weights, sheets and a card.
+
+    `device`: None is `default_device()`.
+    """
     start = time.monotonic()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device) if device else default_device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -444,7 +488,7 @@ def run(
     checkpoint = out_dir / "state.pt"
     if checkpoint.is_file():
         trainer.load(torch.load(checkpoint, map_location=device, weights_only=True))
-    log.info("training on %d subjects, %d views, from step %d (%.0f s)", len(data), data.rgba.shape[1], trainer.step, trainer.seconds)
+    log.info("training on %d subjects from step %d (%.0f s) on %s", len(data), trainer.step, trainer.seconds, device)
     before, last_report, sums, count = trainer.seconds, start, {}, 0
     while time.monotonic() - start < seconds and trainer.seconds < config.total_seconds:
         values = trainer.train_step()
@@ -476,9 +520,11 @@ def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Pat
     save_weights(trainer.ema["encoder"], out_dir / "encoder.safetensors", trainer.spec, "encoder", info)
     save_weights(trainer.discriminator, out_dir / "discriminator.safetensors", trainer.spec, "discriminator", info)
     scores = evaluate(trainer, val, perceptual) if val is not None else {}
+    device = trainer.data.device
     card = {
-        **info, "scores": scores, "config": asdict(trainer.config), "data": read_manifest(data_dir), "history": trainer.history,
-        "device": torch.cuda.get_device_name() if trainer.data.device.type != "cpu" else "cpu", "torch": torch.__version__,
+        **info, "scores": scores, "config": asdict(trainer.config), "data": read_manifest(data_dir),
+        "history": trainer.history, "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     temporary = out_dir / "card.json.tmp"
     temporary.write_text(json.dumps(card, indent=1))
@@ -497,7 +543,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and card")
     parser.add_argument("--seconds", type=float, default=540.0, help="length of this run")
     parser.add_argument("--device", help="torch device; default: a GPU if there is one")
-    parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the installed package's")
+    parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     for name, value in asdict(TrainConfig()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)

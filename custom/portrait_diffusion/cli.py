@@ -1,0 +1,357 @@
+"""The command line: one photo to a 3D head, and the commands around it.
+
+Exit codes: 0 success, 2 usage (a file, a key, a value), 3 environment (`doctor` says what is missing), 4 out of memory
+(the message names a smaller setting), 130 interrupted (the same command goes on).
+"""
+import argparse
+import difflib
+import errno
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
+from .progress import Quiet, make_progress
+
+INTERRUPTED = 130
+CONFIGS = Path(__file__).resolve().parent / "configs"
+_log = logging.getLogger("portrait_diffusion")
+_DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+_EPILOG = """\
+other commands (each with its own --help):
+  render          pictures of a finished head from any direction
+  doctor          what is installed, what is missing, and the command that brings it
+  train-prior     train a prior on rendered heads
+  render-dataset  render synthetic heads to train on
+  train-matte     train the matting network
+
+example:
+  %(prog)s --image photo.jpg --out outputs/me system.exporter.render_size=192
+"""
+
+
+def program() -> list[str]:
+    """How this process was started, as the words to start it again."""
+    started = sys.argv[0] or "launch_portrait.py"
+    return ["python", started] if started.endswith(".py") else [Path(started).name]
+
+
+def run_parser() -> argparse.ArgumentParser:
+    """Options of the default command."""
+    parser = argparse.ArgumentParser(
+        prog=program()[-1], description="One portrait photo to a 3D head: GLB, PLY, turntable video, views, report.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--image", type=Path, help="the photo (or data.image_path in the configuration)")
+    parser.add_argument("--config", help="YAML file, or the name of a shipped one (default: portrait-mini)")
+    parser.add_argument("--out", type=Path, help="output folder (default: outputs/NAME/PHOTO); continued if it exists")
+    parser.add_argument("--aligned", action="store_true", help="the photo already is a canonical crop")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute; only the CPU so far")
+    parser.add_argument("--seed", type=int, help="seed of every random choice (default: the configuration's, 0)")
+    parser.add_argument("--metrics", action="store_true", help="also compare the head with the photo, for the report")
+    parser.add_argument("--quiet", action="store_true", help="no progress; warnings, errors and the result only")
+    parser.add_argument("--dry-run", action="store_true", help="check photo, configuration and packages; write nothing")
+    parser.add_argument("--version", action="version", version=f"portrait-diffusion {__version__}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    return parser
+
+
+def render_parser() -> argparse.ArgumentParser:
+    """Options of `render`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{program()[-1]} render", allow_abbrev=False,
+        description="Render a finished head from any direction; writes one RGBA PNG a view.",
+    )  # fmt: skip
+    parser.add_argument("--run", type=Path, required=True, help="output folder of a finished run")
+    parser.add_argument("--azimuths", type=float, nargs="+", default=[0.0], metavar="DEG", help="0 front, 90 its right")
+    parser.add_argument("--elevations", type=float, nargs="+", default=[0.0], metavar="DEG", help="-89 to 89, 0 level")
+    parser.add_argument("--size", type=int, default=256, help="width and height, pixels (default 256)")
+    parser.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/renders)")
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def doctor_parser() -> argparse.ArgumentParser:
+    """Options of `doctor`."""
+    return argparse.ArgumentParser(
+        prog=f"{program()[-1]} doctor",
+        description="Check packages, model files, weights and devices. Exit code 3 if the main job can't run here.",
+        allow_abbrev=False,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. argparse's own errors leave through SystemExit with code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
+    try:
+        return COMMANDS.get(command, run_command)(rest)
+    except PortraitError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", INTERRUPTED, "")
+    except ModuleNotFoundError as error:
+        if (error.name or "portrait_diffusion").split(".")[0] == "portrait_diffusion":
+            raise
+        doctor = shlex.join([*program(), "doctor"])
+        return _fail(f"The package '{error.name}' is not installed; run: pip install -r requirements.txt ({doctor} "
+                     "lists all that is missing).", EnvironmentProblem.exit_code)  # fmt: skip
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f"'{error.filename}'" if error.filename else "the output folder"
+        return _fail(f"{where} can't be read or written: {error.strerror}.", EnvironmentProblem.exit_code)
+
+
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
+    print(f"{kind}{message}", file=sys.stderr)
+    return code
+
+
+class _StderrHandler(logging.Handler):
+    """Log lines to whatever ``sys.stderr`` is when they come: rich replaces it while its bars are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _show_warnings() -> None:
+    if not any(isinstance(handler, _StderrHandler) for handler in _log.handlers):
+        _log.addHandler(_StderrHandler(logging.WARNING))
+
+
+# ---- the main job ------------------------------------------------------------------------------------------------
+def run_command(argv: Sequence[str]) -> int:
+    """Photo to head. What is cheap to check comes first; nothing is written before all of it is checked."""
+    args = run_parser().parse_intermixed_args(argv)
+    check_words(args.overrides)
+    if args.image is not None:
+        check_image(args.image)
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out '{args.out}' is a file; name a folder.")
+    config_source = find_config(args.config)
+    _show_warnings()
+
+    from . import host  # from here on: everything heavy
+    from .pipeline import PortraitPipeline
+    from .preflight import check_run
+
+    host.set_device(args.device)
+    overrides = [*args.overrides, *(["data.aligned=true"] if args.aligned else [])]
+    overrides += [] if args.seed is None else [f"seed={args.seed}"]
+    pipeline = PortraitPipeline.from_config(config_source, overrides)
+    image = args.image or pipeline.config.data.image_path
+    if not str(image):
+        raise UsageError("No photo given; use --image PATH or data.image_path=PATH.")
+    image = Path(image)
+    if args.image is None:
+        check_image(image)
+    out = args.out or pipeline.default_out_dir(image)
+    weights = check_run(pipeline.config)
+    if args.dry_run:
+        print(describe_run(pipeline, image, out, weights))
+        return 0
+    command = [*program(), *argv]
+    return make_head(pipeline, image, out, make_progress(sys.stderr, args.quiet), command, args.metrics)
+
+
+def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequence[str], metrics: bool) -> int:
+    """Run, save, print where things are; returns the exit code. Interruption and lack of memory are answered here."""
+    stage = "photo"
+
+    def tell(name: str, done: int, total: int, values: dict) -> None:
+        nonlocal stage
+        stage = name
+        progress(name, done, total, values)
+
+    again = shlex.join(command)
+    try:
+        with progress:
+            result = pipeline.run(image, out, tell)
+            if metrics:
+                tell("metrics", 0, 1, {})
+                result.evaluate()
+                tell("metrics", 1, 1, {})
+            saved = result.save(out, tell, command=command)
+    except KeyboardInterrupt:
+        return _fail(f"Interrupted; the same command goes on from the last checkpoint: {again}", INTERRUPTED, "")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = smaller_setting(stage, pipeline.config)
+        raise OutOfMemory(
+            f"Out of memory in the stage '{stage}'; the same command with smaller settings: {again} {hint}"
+        ) from error
+    for label, name in (("GLB", "glb"), ("video", "turntable"), ("report", "report")):
+        print(f"{label:<8}{saved.files[name][0]}")
+    print(f"{'again':<8}{again}   (makes only what is missing)")
+    print(f"{'views':<8}{shlex.join([*program(), 'render', '--run', str(out), '--azimuths', '-30', '0', '30'])}")
+    return 0
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Answer bare words that can't be overrides with what was probably meant.
+
+    Raises: UsageError.
+    """
+    for word in words:
+        if "=" in word:
+            continue
+        if Path(word).is_file():
+            raise UsageError(f"What is '{word}'? For a photo write: --image {shlex.quote(word)}.")
+        near = difflib.get_close_matches(word, COMMANDS, n=1)
+        hint = f"the nearest command is '{near[0]}'" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"'{word}' is neither key=value nor a command; {hint}.")
+
+
+def check_image(path: Path) -> None:
+    """Decode a photo once, small: fails within a fraction of a second where the run would fail later.
+
+    Raises: UsageError for a missing, empty, broken or foreign file.
+    """
+    from .photo.load import load_photo
+
+    load_photo(path, max_side=64)
+
+
+def find_config(text: str | None) -> Path | None:
+    """File of ``--config``: a path, or the bare name of a shipped configuration; None stays None (the default).
+
+    Raises: UsageError when there is neither.
+    """
+    if text is None or Path(text).is_file():
+        return None if text is None else Path(text)
+    shipped = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    if text in shipped:
+        return shipped[text]
+    near = difflib.get_close_matches(Path(text).stem, shipped, n=1, cutoff=0.5) or sorted(shipped)
+    raise UsageError(f"There is no configuration '{text}'; give a YAML file, or the name of a shipped one: {near[0]}.")
+
+
+def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]]) -> str:
+    """What a run would do, for ``--dry-run``."""
+    import yaml
+
+    config = pipeline.config
+    fit, export = config.system.inversion, config.system.exporter
+    views = len(export.view_azimuths_deg) * len(export.view_elevations_deg)
+    rows = {
+        "photo": str(image),
+        "output": f"{out}{' (exists, would be continued)' if out.is_dir() else ''}",
+        "fit": f"{fit.latent_steps} steps at {fit.latent_size} px, then {fit.detail_steps} at {fit.detail_size} px",
+        "export": f"mesh from {export.mesh.resolution}^3 cells, {views} views and {export.turntable.frames} frames of "
+        f"video at {export.render_size} px",
+        "weights": ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in weights),
+    }
+    table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
+    plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
+    return f"{table}\n\n{plain}\nAll inputs are in order; nothing was written."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out: Python's, numpy's, or torch's on any device."""
+    import torch
+
+    # on the CPU torch raises a plain RuntimeError that names its allocator
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def smaller_setting(stage: str, config) -> str:
+    """Overrides that halve what takes the memory in a stage, as text for the command line."""
+    fit, export = config.system.inversion, config.system.exporter
+    settings = {
+        "photo": {"data.size": max(64, config.data.size // 2)},
+        "latent": {"system.inversion.latent_size": max(32, fit.latent_size // 2)},
+        "detail": {
+            "system.inversion.detail_size": max(32, fit.detail_size // 2),
+            "system.inversion.detail_resolution": max(32, fit.detail_resolution // 2),
+        },
+        "export": {
+            "system.exporter.mesh.resolution": max(16, export.mesh.resolution // 2),
+            "system.exporter.points_per_call": max(4096, export.points_per_call // 4),
+            "system.exporter.render_size": max(8, export.render_size // 2),
+        },
+    }
+    before = {"preview": "detail", "metrics": "export"}  # preview reports when it is over: the fit comes next
+    chosen = settings.get(before.get(stage, stage), settings["export"])
+    return " ".join(f"{key}={value}" for key, value in chosen.items())
+
+
+# ---- the other commands ------------------------------------------------------------------------------------------
+def render_command(argv: Sequence[str]) -> int:
+    """Pictures of a finished head from given directions."""
+    args = render_parser().parse_args(argv)
+    if not args.run.is_dir():
+        raise UsageError(f"--run '{args.run}' is no folder; give the output folder of a finished run.")
+    if not 8 <= args.size <= 4096:
+        raise UsageError(f"--size must be between 8 and 4096 pixels, got {args.size}.")
+    if not all(map(math.isfinite, [*args.azimuths, *args.elevations])):
+        raise UsageError("--azimuths and --elevations must be finite numbers, degrees.")
+    _show_warnings()
+
+    from . import host
+    from .export.renders import ViewRenderer
+    from .export.views import view_directions, write_view
+    from .pipeline import PortraitResult
+
+    directions = view_directions(args.azimuths, args.elevations)
+    host.set_device(args.device)
+    result = PortraitResult.load(args.run, args.device)
+    renderer = ViewRenderer(result.render_fn, args.size, result.device)
+    out = args.out or args.run / "renders"
+    paths = []
+    with make_progress(sys.stderr, args.quiet) as progress:
+        for i, direction in enumerate(directions, 1):
+            paths.append(write_view(out, renderer, *direction))
+            progress("views", i, len(directions), {})
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def doctor_command(argv: Sequence[str]) -> int:
+    """Check the machine."""
+    doctor_parser().parse_args(argv)
+    from .doctor import examine, format_table, verdict
+
+    checks = examine()
+    print(format_table(checks))
+    text, code = verdict(checks)
+    print(text)
+    return code
+
+
+def train_prior_command(argv: Sequence[str]) -> int:
+    """Options and work: `priors.train.main`."""
+    from .priors.train import main as train
+
+    return train(list(argv))
+
+
+def render_dataset_command(argv: Sequence[str]) -> int:
+    """Options and work: `synthetic.dataset.main`."""
+    from .synthetic.dataset import main as render
+
+    return render(list(argv))
+
+
+def train_matte_command(argv: Sequence[str]) -> int:
+    """Options and work: `photo.train_matte.main`."""
+    from .photo.train_matte import main as train
+
+    print(train(list(argv)))
+    return 0
+
+
+COMMANDS = {
+    "render": render_command,
+    "doctor": doctor_command,
+    "train-prior": train_prior_command,
+    "render-dataset": render_dataset_command,
+    "train-matte": train_matte_command,
+}

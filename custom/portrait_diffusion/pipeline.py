@@ -1,0 +1,400 @@
+"""The main job: one photo to a 3D head, as three calls: `PortraitPipeline.from_config(path).run(image).save(folder)`."""
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from . import host, schema
+from .errors import EnvironmentProblem, UsageError
+from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
+from .export.fields import FieldFns
+from .geometry.triplane import TriplaneGeometry  # noqa: F401  (registers)
+from .inversion.camera import PhotoCamera
+from .inversion.config import InversionConfig
+from .inversion.engine import Inversion
+from .inversion.target import target_from_photo
+from .ops.cameras import canonical_fovy, orbit_c2w
+from .photo.prepare import PreparedPhoto, prepare_photo
+from .priors.bundled import BundledPrior
+from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
+
+log = logging.getLogger("portrait_diffusion")
+Progress = Callable[[str, int, int, dict], None]
+DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
+MAX_ANGLE_DEG = {"azimuth": 40.0, "elevation": 20.0}
+
+
+@dataclass
+class DataConfig:
+    """The photo and how it is prepared."""
+
+    image_path: str = ""
+    """Photo to start from; the command line's --image sets it."""
+    size: int = 512
+    """Side of the canonical crop, pixels."""
+    matte: str = "auto"
+    """auto (own alpha, else the network), network, grabcut or none."""
+    aligned: bool = False
+    """The image already is a canonical crop."""
+
+
+@dataclass
+class PriorConfig:
+    """Weights of the bundled prior; empty paths are the shipped files."""
+
+    checkpoint: str = ""
+    """Generator weights (.safetensors)."""
+    encoder: str = ""
+    """Encoder weights (.safetensors)."""
+
+
+@dataclass
+class SystemConfig:
+    """The modules of the head."""
+
+    prior_type: str = "bundled"
+    """Which GAN prior; only `bundled` so far."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    geometry_type: str = "portrait-diffusion-triplane"
+    geometry: dict = field(default_factory=dict)
+    renderer_type: str = "portrait-diffusion-volume-renderer"
+    renderer: dict = field(default_factory=dict)
+    exporter: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self):
+        if self.prior_type != "bundled":
+            raise ValueError(f"system.prior_type must be 'bundled', got '{self.prior_type}'")
+
+
+@dataclass
+class PipelineConfig:
+    """Everything about a run."""
+
+    name: str = "portrait-mini"
+    description: str = ""
+    tag: str = ""
+    seed: int = 0
+    """Seed of every random choice."""
+    exp_root_dir: str = "outputs"
+    """Runs go to EXP_ROOT_DIR/NAME/IMAGE unless an output folder is given."""
+    data: DataConfig = field(default_factory=DataConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+
+
+def _typed(cls: type, section: Any) -> Any:
+    """A dataclass from a plain section, nested ones included."""
+    values = {}
+    for f in cls.__dataclass_fields__.values():
+        if f.name in section:
+            value = section[f.name]
+            nested = f.type if isinstance(f.type, type) and hasattr(f.type, "__dataclass_fields__") else None
+            values[f.name] = _typed(nested, value) if nested else value
+    return cls(**values)
+
+
+def load_pipeline_config(source: Any = None, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict]:
+    """Validated configuration and its plain form. Raises UsageError naming file, key path and the nearest valid key."""
+    checked = schema.validate(source if source is not None else DEFAULT_CONFIG, PipelineConfig, overrides)
+    plain = OmegaConf.to_container(checked)
+    return _typed(PipelineConfig, plain), plain
+
+
+class PortraitResult:
+    """A finished head: geometry, renderer, the photo's camera; renders, saves, loads."""
+
+    def __init__(self, geometry, renderer, camera: PhotoCamera, raw_config: dict, prepared: PreparedPhoto | None = None,
+                 photo_sha256: str = "", curves: dict | None = None, timings: dict | None = None):  # fmt: skip
+        self.geometry, self.renderer, self.camera = geometry.eval(), renderer.eval(), camera
+        self.raw_config, self.prepared, self.photo_sha256 = raw_config, prepared, photo_sha256
+        self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.geometry.planes[0].device
+
+    def render_fn(self, c2w: Tensor, fovy: Tensor, height: int, width: int) -> dict:
+        """RenderFn of the head: world-space camera poses to images."""
+        return self.renderer.render(c2w.to(self.device), fovy.to(self.device), height, width)
+
+    @torch.no_grad()
+    def render_input_fn(self, height: int, width: int) -> dict:
+        """The head as the photo's own camera sees it. Height and width must be equal: the crop is square."""
+        if height != width:
+            raise UsageError(f"The photo's camera is square, got {width} x {height}.")
+        rays_o, rays_d = self.camera.rays(height)
+        return self.renderer(rays_o=rays_o.to(self.device), rays_d=rays_d.to(self.device))
+
+    def field_fns(self) -> FieldFns:
+        """Density and colour of the head at world points."""
+
+        def colour(points: Tensor) -> Tensor:
+            return self.geometry.export(points)["features"]
+
+        return FieldFns(self.geometry.forward_density, colour)
+
+    def field_id(self) -> str:
+        """Hash of everything that determines the head."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.geometry.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def evaluate(self, perceptual: dict | None = None) -> dict:
+        """Metrics against the photo (see `evaluation.report_metrics`), kept for the report."""
+        from .evaluation.report_metrics import evaluate_portrait
+
+        if self.prepared is None:
+            raise UsageError("This head was loaded without its photo; metrics need the photo.")
+        self.metrics = evaluate_portrait(
+            self.render_fn, self.prepared, render_input_fn=self.render_input_fn, perceptual=perceptual
+        )
+        return self.metrics
+
+    def save(self, out_dir: str | Path, progress: Progress | None = None, overrides: Sequence[str] = (),
+             command: Sequence[str] | None = None) -> ExportResult:  # fmt: skip
+        """Write everything that people open, see `export.bundle.export_all`, and the head itself for later renders."""
+        out = Path(out_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        save_head(self, out)
+        config = _typed(PipelineConfig, self.raw_config)
+        photo = None
+        if self.prepared is not None:
+            match = self.render_input_fn(config.system.exporter.render_size, config.system.exporter.render_size)
+            photo = PhotoInfo(
+                name=Path(self.raw_config["data"]["image_path"]).name, sha256=self.photo_sha256,
+                rgb=self.prepared.rgb.numpy(), alpha=self.prepared.alpha.numpy(), valid=self.prepared.valid.numpy(),
+                warnings=self.prepared.warnings, match=match["comp_rgb"][0].cpu().numpy(),
+            )  # fmt: skip
+        metrics = {k: v for k, v in self.metrics.items() if k != "reasons" and v is not None}
+        curves = {name: list(enumerate(values, 1)) for name, values in self.curves.items()}
+        tell = (lambda stage, done, total: progress(stage, done, total, {})) if progress else None
+        prior = config.system.prior
+        weights = dict(zip(("prior", "encoder"), prior_paths(prior)))
+        return export_all(
+            out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
+            overrides=overrides, metrics=metrics, seeds={"seed": config.seed}, weights=weights, timings_s=self.timings,
+            command=command, device=self.device, field_id=self.field_id(), base_dir=out, progress=tell,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, run_dir: str | Path, device: str | None = None) -> "PortraitResult":
+        """A saved head, ready to render. Raises UsageError if the folder holds none."""
+        return load_head(Path(run_dir), device)
+
+
+HEAD_FILE = "portrait.safetensors"
+
+
+def save_head(result: PortraitResult, out: Path) -> None:
+    """Planes, decoder and the photo's camera as one safetensors file with the configuration in its header."""
+    from safetensors.torch import save_file
+
+    state = {f"geometry.{k}": v.detach().cpu().contiguous() for k, v in result.geometry.state_dict().items()}
+    state |= {f"camera.{k}": v.detach().cpu().contiguous() for k, v in result.camera.state_dict().items()}
+    header = {"config": json.dumps(result.raw_config), "geometry": json.dumps(dict(_plain(result.geometry.cfg)))}
+    temporary = out / (HEAD_FILE + ".tmp")
+    save_file(state, str(temporary), metadata=header)
+    os.replace(temporary, out / HEAD_FILE)
+
+
+def load_head(run_dir: Path, device: str | None) -> PortraitResult:
+    """Counterpart of `save_head`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = run_dir / HEAD_FILE
+    if not path.is_file():
+        raise UsageError(f"{run_dir} holds no {HEAD_FILE}; give the output folder of a finished run.")
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            header = handle.metadata()
+            state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+        raw, geometry_cfg = json.loads(header["config"]), json.loads(header["geometry"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); run the same command again to rebuild it.") from error
+    config, _ = load_pipeline_config(raw)
+    geometry = host.find(config.system.geometry_type)(geometry_cfg)
+    geometry.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("geometry.")})
+    camera = PhotoCamera()
+    camera.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("camera.")})
+    device = torch.device(device) if device else host.get_device()
+    return _assemble(config, raw, geometry.to(device), camera)
+
+
+def _assemble(config: PipelineConfig, raw: dict, geometry, camera: PhotoCamera, **kwargs) -> PortraitResult:
+    renderer = host.find(config.system.renderer_type)(
+        config.system.renderer, geometry=geometry, material=None, background=None
+    )
+    return PortraitResult(geometry, renderer.to(geometry.planes[0].device), camera.requires_grad_(False), raw, **kwargs)
+
+
+def _plain(cfg: Any) -> dict:
+    """A structured config as plain values."""
+    return OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(vars(cfg))
+
+
+def prior_paths(prior: PriorConfig) -> tuple[Path, Path]:
+    """Generator and encoder files that a configuration means."""
+    from .priors.bundled import WEIGHTS
+
+    return Path(prior.checkpoint or WEIGHTS / "prior.safetensors"), Path(prior.encoder or WEIGHTS / "encoder.safetensors")
+
+
+class PortraitPipeline:
+    """Photo in, head out.
+
+    Example::
+
+        result = PortraitPipeline.from_config("configs/portrait-mini.yaml").run("me.jpg", "outputs/me")
+        result.save("outputs/me")
+    """
+
+    def __init__(self, config: PipelineConfig, raw_config: dict):
+        self.config, self.raw_config = config, raw_config
+
+    @classmethod
+    def from_config(cls, source: Any = None, overrides: Sequence[str] = ()) -> "PortraitPipeline":
+        """Pipeline of a YAML file, a dict, or the default configuration; `overrides` are ``a.b=c`` texts."""
+        return cls(*load_pipeline_config(source, overrides))
+
+    def default_out_dir(self, image: str | Path) -> Path:
+        """EXP_ROOT_DIR/NAME/IMAGE."""
+        return Path(self.config.exp_root_dir) / self.config.name / Path(image).stem
+
+    def run(self, image: str | Path | None = None, out_dir: str | Path | None = None, progress: Progress | None = None) -> PortraitResult:
+        """Prepare the photo and fit the prior to it.
+
+        Args:
+            image: photo; None takes `data.image_path`.
+            out_dir: where checkpoints and the preview go; an interrupted run with the same photo and settings goes on
+                from there. None keeps nothing on disk.
+            progress: progress(stage, done, total, values).
+        Raises: UsageError for an unfit photo, EnvironmentProblem for missing weights or packages.
+        """
+        tell = progress or (lambda *args: None)
+        config, started = self.config, time.perf_counter()
+        image = Path(image or config.data.image_path)
+        if not str(image) or str(image) == ".":
+            raise UsageError("No photo given; use --image PATH or data.image_path=PATH.")
+        tell("photo", 0, 1, {})
+        prepared = prepare_photo(image, config.data.size, config.data.aligned, config.data.matte)
+        sha256 = hashlib.sha256(image.read_bytes()).hexdigest()
+        raw = {**self.raw_config, "data": {**self.raw_config.get("data", {}), "image_path": str(image)}}
+        timings = {"photo": time.perf_counter() - started}
+        tell("photo", 1, 1, {})
+        out = Path(out_dir) if out_dir is not None else None
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_configs(out, raw)
+            save_preview(prepared, out / "save" / "it0-photo.png")
+        prior = BundledPrior(*prior_paths(config.system.prior))
+        camera = initial_camera(prepared)
+        target = target_from_photo(
+            prepared.rgb, prepared.alpha, prepared.valid, max(128, config.system.inversion.detail_size)
+        )
+        perceptual = load_perceptual(config.system.inversion)
+        checkpoint = out / "ckpts" / f"inversion-{run_key(sha256, raw)}.pt" if out is not None else None
+        fit = Inversion(
+            prior, target, camera, config.system.inversion, perceptual, config.seed, checkpoint, on_step=tell
+        )
+        if out is not None and fit.stage == "latent" and fit.step == 0:
+            render_preview(self._result(fit, raw, prepared, sha256), out / "save" / "it0-0.png")
+        tell("preview", 1, 1, {})
+        fit.run()
+        timings["inversion"] = time.perf_counter() - started - timings["photo"]
+        result = self._result(fit, raw, prepared, sha256)
+        result.curves, result.timings = fit.curves, timings
+        return result
+
+    def _result(self, fit: Inversion, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:
+        planes, weights = fit.planes(), fit.weights
+        settings = {
+            **self.config.system.geometry,
+            "radius": fit.radius,
+            "channels": planes[0].shape[2],
+            "resolution": planes[0].shape[-1],
+            "hidden": weights.hidden_weight.shape[0],
+        }
+        if len(planes) > 1:
+            settings |= {"frontal_resolution": planes[1].shape[-1], "frontal_depth": planes[1].shape[3]}
+        geometry = host.find(self.config.system.geometry_type)(settings)
+        geometry.set_planes(planes)
+        geometry.set_decoder(weights)
+        camera = PhotoCamera()
+        camera.load_state_dict(fit.camera.state_dict())
+        return _assemble(self.config, raw, geometry, camera, prepared=prepared, photo_sha256=sha256)
+
+
+def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
+    """Camera estimate from the head pose and the landmarks; pitch from five points is rough, so only half of it is believed."""
+    azimuth = elevation = 0.0
+    if prepared.pose is not None:
+        limit = MAX_ANGLE_DEG
+        azimuth = max(-limit["azimuth"], min(limit["azimuth"], -prepared.pose.yaw))
+        elevation = max(-limit["elevation"], min(limit["elevation"], 0.5 * prepared.pose.pitch))
+    four = prepared.landmarks[[0, 1, 3, 4]] / prepared.rgb.shape[0]
+    return PhotoCamera.from_landmarks(azimuth, elevation, four)
+
+
+def load_perceptual(cfg: InversionConfig):
+    """ST-LPIPS (AlexNet) when its weight is not 0. Raises EnvironmentProblem if the package is missing: no silent change."""
+    if cfg.lambda_perceptual == 0:
+        return None
+    from .evaluation.stlpips import STLPIPS
+
+    try:
+        return STLPIPS("alex")
+    except EnvironmentProblem as error:
+        raise EnvironmentProblem(f"{error} Or run without it: system.inversion.lambda_perceptual=0.") from error
+
+
+def run_key(photo_sha256: str, raw: dict) -> str:
+    """Short hash of photo and settings that shape the head: a checkpoint is only taken up by the run that made it."""
+    system = {k: v for k, v in raw.get("system", {}).items() if k not in ("exporter", "renderer")}
+    data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
+    text = json.dumps([photo_sha256, system, data, raw.get("seed", 0)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_configs(out: Path, raw: dict) -> None:
+    """configs/parsed.yaml of the run, atomically."""
+    folder = out / "configs"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "parsed.yaml.tmp"
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)))
+    os.replace(temporary, folder / "parsed.yaml")
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """(H, W, 3) in [0, 1] to a PNG, atomically."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    Image.fromarray((image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()).save(temporary)
+    os.replace(temporary, path)
+
+
+def save_preview(prepared: PreparedPhoto, path: Path) -> None:
+    """What the preparation made of the photo: the crop, the matte, the cut-out on white."""
+    white = prepared.rgb * prepared.alpha + 1 - prepared.alpha
+    save_png(torch.cat([prepared.picture, prepared.alpha.expand(-1, -1, 3), white], dim=1), path)
+
+
+def render_preview(result: PortraitResult, path: Path, size: int = 96) -> None:
+    """First look at the head, before any optimisation: front, both sides, back."""
+    views = []
+    for azimuth in (0.0, 45.0, -90.0, 180.0):
+        c2w = orbit_c2w(torch.tensor([azimuth]), torch.tensor([0.0]))
+        views.append(result.render_fn(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
+    save_png(torch.cat(views, dim=1), path)

@@ -1,0 +1,142 @@
+"""Wrong input: one sentence that helps, the promised exit code, and nothing written."""
+import errno
+import shutil
+
+import pytest
+from cli.cli_samples import PHOTO, files_below
+from portrait_diffusion import cli
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with one good photo."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PHOTO, tmp_path / "me.png")
+    return tmp_path
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The sentence on stderr of a command that must fail with exit code 2 and print nothing else."""
+    code = cli.main(arguments)
+    output = capsys.readouterr()
+    assert code == 2 and output.out == "", output
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1 and "Traceback" not in output.err
+    return output.err
+
+
+def test_a_misspelt_key_names_the_nearest(folder, capsys):
+    message = refused(capsys, "--image", "me.png", "system.inversion.latent_step=3")
+    assert "'system.inversion.latent_step'" in message and "'latent_steps'" in message
+    assert files_below(folder) == ["me.png"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.size=big", "data.size"),
+        ("system.inversion.latent_size=[1]", "system.inversion.latent_size"),
+        ("system=3", "system"),
+        ("system.geometry_type=portrait-diffusion-triplan", "is: portrait-diffusion-triplane."),
+        ("system.inversion.latent_steps=-1", "latent_steps"),
+        ("system.renderer.num_samples_per_ray=many", "system.renderer.num_samples_per_ray"),
+        ("system.exporter.mesh.resolution=${nothing}", "system.exporter.mesh.resolution"),
+    ],
+)
+def test_wrong_values_name_the_key(folder, capsys, override, expected):
+    assert expected in refused(capsys, "--image", "me.png", override)
+    assert files_below(folder) == ["me.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("missing.png", None, "no file 'missing.png'"),
+        ("empty.png", b"", "empty"),
+        ("text.png", b"not a picture at all", "not an image"),
+        ("cut.png", PHOTO.read_bytes()[:20000], "damaged"),
+    ],
+)
+def test_unusable_photos(folder, capsys, name, content, expected):
+    if content is not None:
+        (folder / name).write_bytes(content)
+    before = files_below(folder)
+    assert expected in refused(capsys, "--image", name, "--out", "result")
+    assert files_below(folder) == before
+
+
+def test_the_photo_of_the_configuration_is_checked_too(folder, capsys):
+    assert "no file 'gone.png'" in refused(capsys, "data.image_path=gone.png")
+
+
+def test_no_photo_at_all(folder, capsys):
+    assert "--image" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["doctr"], "'doctor'"),
+        (["me.png"], "--image me.png"),
+        (["something"], "neither key=value nor a command"),
+        (["--image", "me.png", "--config", "portrait-mni"], "portrait-mini"),
+        (["--image", "me.png", "--config", "own.yaml"], "no configuration 'own.yaml'"),
+        (["--image", "me.png", "--out", "me.png"], "is a file"),
+        (["--image", "me.png", "=3"], "malformed key"),
+        (["render", "--run", "nowhere"], "'nowhere'"),
+        (["render", "--run", "."], "portrait.safetensors"),
+        (["render", "--run", ".", "--size", "4"], "--size"),
+        (["render", "--run", ".", "--elevations", "95"], "elevations"),
+        (["render", "--run", ".", "--azimuths", "nan"], "finite"),
+        (["render", "--run", ".", "--device", "abacus"], "'abacus'"),
+        (["train-prior", "--data", "nowhere", "--out", "result"], "nowhere"),
+    ],
+)
+def test_other_mistakes(folder, capsys, arguments, expected):
+    assert expected in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--imag", "me.png"], ["--image"], ["--seed", "x"], ["--device", "abacus"], ["render"], ["doctor", "x"]],
+)
+def test_unknown_options_leave_with_code_2(folder, capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2 and files_below(folder) == ["me.png"]
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_broken_configuration_file_names_its_line(folder, capsys):
+    (folder / "bad.yaml").write_text("data:\n  size: [512\n")
+    assert "bad.yaml, line 3" in refused(capsys, "--image", "me.png", "--config", "bad.yaml")
+
+
+def test_a_missing_weights_file_is_found_before_the_run(folder, capsys):
+    code = cli.main(["--image", "me.png", "system.prior.checkpoint=gone.safetensors"])
+    assert code == 3 and "gone.safetensors" in capsys.readouterr().err
+    assert files_below(folder) == ["me.png"]
+
+
+def test_a_folder_that_can_not_be_written(folder, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "result/portrait.glb")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", full)
+    assert cli.main(["doctor"]) == 3
+    message = capsys.readouterr().err
+    assert message == "error: 'result/portrait.glb' can't be read or written: No space left on device.\n"
+
+
+def test_a_missing_package_is_an_environment_problem_but_a_bug_of_ours_is_not(monkeypatch, capsys):
+    def lacks(name):
+        def command(arguments):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+        return command
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", lacks("skimage.measure"))
+    assert cli.main(["doctor"]) == 3
+    assert "'skimage.measure' is not installed" in capsys.readouterr().err
+    monkeypatch.setitem(cli.COMMANDS, "doctor", lacks("portrait_diffusion.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["doctor"])
