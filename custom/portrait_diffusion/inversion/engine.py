@@ -232,13 +232,14 @@ class Inversion:
         self.optimizer = torch.optim.Adam([{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99), eps=1e-15)
 
     def _detail_pixels(self) -> tuple:
-        """Pixels of this step: a random strided window (every third step dense) so that perceptual loss sees an image."""
+        """Rows and columns of this step: a dense or a strided window by turns; a window, so that the perceptual loss sees an image."""
         c = self.cfg
         side = int(c.detail_rays**0.5)
         largest = max(1, c.detail_size // side)
         stride = 1 if self.step % 2 else largest
         room = c.detail_size - stride * (side - 1)
-        y0, x0 = torch.randint(0, room, (2,), generator=self.rng).tolist()
+        slack = stride * side // 2  # windows may hang over the edge and are pushed back, so that corners get their share
+        y0, x0 = torch.randint(-slack, room + slack, (2,), generator=self.rng).clamp(0, room - 1).tolist()
         return y0 + stride * torch.arange(side), x0 + stride * torch.arange(side)
 
     def _detail_step(self) -> dict:

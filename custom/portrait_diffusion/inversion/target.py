@@ -35,7 +35,7 @@ class Target:
         if size < self.size:
             rgb, alpha, valid = (F.interpolate(x, size=(size, size), mode="area") for x in (rgb, alpha, valid))
         else:
-            how = {"size": (size, size), "mode": "bicubic", "align_corners": False}
+            how = {"size": (size, size), "mode": "bicubic", "align_corners": False, "antialias": True}
             rgb, alpha = (F.interpolate(x, **how).clamp(0, 1) for x in (rgb, alpha))
             known = 1 - F.max_pool2d(1 - valid, 3, stride=1, padding=1)  # bicubic reaches two pixels to each side
             valid = F.interpolate(known, size=(size, size), mode="bilinear", align_corners=False)
@@ -52,7 +52,7 @@ def uncropped(target: Target, crop: Tensor) -> Target:
     scale, shift = crop[0, 0], 2 * crop[0, 1:]
     zero = torch.zeros_like(scale)
     theta = torch.stack([torch.stack([scale, zero, shift[0]]), torch.stack([zero, scale, shift[1]])])[None]
-    stack = torch.cat([target.rgb, target.alpha, target.valid], dim=1)
+    stack = torch.cat([target.rgb * target.valid, target.alpha * target.valid, target.valid], dim=1)
     grid = F.affine_grid(theta, list(stack.shape), align_corners=False)
     out = F.grid_sample(stack, grid, align_corners=False, padding_mode="zeros")
     return Target(out[:, :3], out[:, 3:4], out[:, 4:])
