@@ -1,4 +1,4 @@
-"""Small things for the tests of the prior: a tiny network, and multi-view pictures of coloured balls with known geometry."""
+"""Small things for the tests of the prior: a tiny network, and multi-view pictures of balls with known geometry."""
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,12 @@ def save_tiny_prior(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     return paths
 
 
+def ball(index: int) -> tuple[float, np.ndarray]:
+    """Radius and colour of a subject."""
+    rng = np.random.default_rng(index)
+    return rng.uniform(0.12, 0.2), rng.uniform(0.3, 1.0, 3)
+
+
 def ball_view(radius: float, colour: np.ndarray, azimuth: float, elevation: float, size: int) -> tuple:
     """Straight RGBA (S, S, 4) uint8, depth (S, S) float16 and c2w of a ball around the origin, lit from the front."""
     c2w = orbit_c2w(torch.tensor([azimuth]), torch.tensor([elevation]))
@@ -51,11 +57,10 @@ def ball_view(radius: float, colour: np.ndarray, azimuth: float, elevation: floa
 def write_shards(folder: Path, subjects: int = 3, per_shard: int = 2, depth: bool = True, size: int = 128) -> Path:
     """A data set of balls in the format of `synthetic.dataset`; view 0 is frontal."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
     for shard, start in enumerate(range(0, subjects, per_shard)):
         rows = []
-        for _ in range(start, min(start + per_shard, subjects)):
-            radius, colour = rng.uniform(0.12, 0.2), rng.uniform(0.3, 1.0, 3)
+        for index in range(start, min(start + per_shard, subjects)):
+            radius, colour = ball(index)
             rows.append([ball_view(radius, colour, a, 0.0, size) for a in AZIMUTHS])
         camera = np.array([[a, 0.0, CANONICAL_DISTANCE, CANONICAL_FOVY_DEG] for a in AZIMUTHS], np.float32)
         arrays = {"rgba": 0, "depth": 1, "c2w": 2}

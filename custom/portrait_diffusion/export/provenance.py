@@ -67,7 +67,7 @@ def device_description(device: torch.device | str) -> dict[str, Any]:
     device = torch.device(device)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return {"type": "cuda", "name": properties.name, "memory_bytes": properties.total_memory}
+        return {"type": device.type, "name": properties.name, "memory_bytes": properties.total_memory}
     return {"type": device.type, "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
 
 

@@ -1,0 +1,114 @@
+"""The Triton kernels against `ops.triplane.sample_planes`: values and gradients.
+
+Needs a GPU (``pytest -m gpu``), or ``TRITON_INTERPRET=1`` with Triton installed, which runs the kernels' text on the CPU.
+"""
+import os
+
+import pytest
+import torch
+from portrait_diffusion.ops import triplane as tp
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not (torch.cuda.is_available() or INTERPRETED), reason="needs a CUDA device (none is visible)"),
+]
+DEVICE = torch.device("cpu") if INTERPRETED or not torch.cuda.is_available() else torch.device(0)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    pytest.importorskip("triton", reason="needs the package triton, which comes with CUDA builds of torch")
+    from portrait_diffusion.ops.triplane_triton import SampleTriplanes
+
+    return SampleTriplanes.apply
+
+
+def case(batch=2, channels=8, height=12, width=12, points=150, dtype=torch.float32) -> tuple:
+    """Planes and points, a quarter of them outside the box or in its outermost half texel."""
+    g = torch.Generator().manual_seed(0)
+    planes = torch.randn(batch, 3, channels, height, width, generator=g)
+    coords = torch.rand(batch, points, 3, generator=g) * 2.5 - 1.25
+    coords[:, 0] = torch.tensor([-1.0, 1.0, 0.0])  # corners and texel centres, hit exactly
+    coords[:, 1] = torch.tensor([1 / width - 1, 1 - 1 / width, 1 / width])
+    coords[:, 2] = 40.0
+    return planes.to(DEVICE, dtype), coords.to(DEVICE)
+
+
+@pytest.mark.parametrize("axes", [tp.PLANE_AXES, tp.EG3D_AXES, tp.PANOHEAD_AXES], ids=["ours", "eg3d", "panohead"])
+@pytest.mark.parametrize("channels, points", [(32, 150), (1, 7), (4, 64), (8, 1)])
+def test_values(sampler, axes, channels, points):
+    planes, coords = case(channels=channels, points=max(points, 3))
+    coords = coords[:, :points]
+    got = sampler(planes, coords, axes, torch.float32)
+    expected = tp.sample_planes(planes, coords, axes=axes)
+    assert got.shape == expected.shape and got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_points_outside_give_zero(sampler):
+    planes, coords = case()
+    assert (sampler(planes, coords, tp.PLANE_AXES, torch.float32)[:, 2] == 0).all()
+
+
+def test_gradient_of_the_planes(sampler):
+    planes, coords = case()
+    weights = torch.randn(2, 150, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    gradients = []
+    for sample in (lambda p: sampler(p, coords, tp.PLANE_AXES, torch.float32), lambda p: tp.sample_planes(p, coords)):
+        leaf = planes.clone().requires_grad_(True)
+        (sample(leaf) * weights).sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0].shape == planes.shape and float(gradients[0].abs().max()) > 0.1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_is_the_adjoint(sampler):
+    """Sampling is linear in the planes: <sample(P), W> = <P, sample^T(W)>, and points on one texel add up."""
+    planes, coords = case()
+    coords[:, 10:] = coords[:, 1:2]  # many points at one place
+    weights = torch.randn(2, 150, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    leaf = planes.requires_grad_(True)
+    value = (sampler(leaf, coords, tp.PLANE_AXES, torch.float32) * weights).sum()
+    value.backward()
+    torch.testing.assert_close((leaf.grad * planes.detach()).sum(), value.detach(), rtol=1e-4, atol=1e-3)
+
+
+def test_half_precision_out_and_in(sampler):
+    """Bfloat16 rounds to 2^-9 of the value; the gradient comes back in the planes' own type."""
+    planes, coords = case()
+    expected = tp.sample_planes(planes, coords)
+    got = sampler(planes, coords, tp.PLANE_AXES, torch.bfloat16)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=1e-5)
+    half = planes.bfloat16().requires_grad_(True)
+    out = sampler(half, coords, tp.PLANE_AXES, torch.float32)
+    torch.testing.assert_close(out, tp.sample_planes(half.detach().float(), coords), rtol=1e-5, atol=1e-5)
+    out.sum().backward()
+    assert half.grad.dtype == torch.bfloat16 and half.grad.isfinite().all()
+
+
+def test_planes_that_are_not_contiguous_and_not_square(sampler):
+    planes, coords = case(height=6, width=20)
+    turned = planes.transpose(3, 4).contiguous().transpose(3, 4)
+    got = sampler(turned, coords, tp.PLANE_AXES, torch.float32)
+    torch.testing.assert_close(got, tp.sample_planes(planes, coords), rtol=1e-5, atol=1e-5)
+
+
+def test_no_points(sampler):
+    planes, coords = case()
+    planes = planes.requires_grad_(True)
+    out = sampler(planes, coords[:, :0], tp.PLANE_AXES, torch.float32)
+    out.sum().backward()
+    assert out.shape == (2, 0, 8) and (planes.grad == 0).all()
+
+
+@pytest.mark.parametrize("change", ["channels", "one plane", "batch", "two coordinates"])
+def test_shapes_that_the_kernels_cannot_read(sampler, change):
+    planes, coords = case()
+    planes, coords = {
+        "channels": (planes[:, :, :6], coords), "one plane": (planes[:, :1], coords),
+        "batch": (planes[:1], coords), "two coordinates": (planes, coords[..., :2]),
+    }[change]  # fmt: skip
+    with pytest.raises(ValueError, match="Triton sampler needs"):
+        sampler(planes, coords, tp.PLANE_AXES, torch.float32)

@@ -1,0 +1,232 @@
+"""Training of the prior on a CPU: batches, steps, resuming, schedule, evaluation."""
+import functools
+import io
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from portrait_diffusion.priors import train
+from portrait_diffusion.priors.data import MultiViewData, load_shards
+from portrait_diffusion.priors.networks import Discriminator
+from portrait_diffusion.priors.storage import load_spec
+from portrait_diffusion.priors.train import PATCH, TrainConfig, Trainer, evaluate, patch_rays, schedule
+
+from .samples import ball, tiny_spec, write_shards
+
+CONFIG = {"batch": 2, "sampled": 2, "coarse": 3, "fine": 3, "w_perceptual": 0.0, "r1_every": 2, "total_seconds": 100.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return load_shards(write_shards(tmp_path_factory.mktemp("balls")), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_discriminator(monkeypatch):
+    monkeypatch.setattr(train, "Discriminator", functools.partial(Discriminator, base=4, limit=8))
+
+
+def trainer(data, **changes) -> Trainer:
+    return Trainer(tiny_spec(), TrainConfig(**(CONFIG | changes)), data, None)
+
+
+def state_of(trainer: Trainer) -> dict:
+    """All parameters and buffers by name."""
+    parts = ("generator", "encoder", "discriminator", "critic", "ema")
+    return {f"{p}.{k}": v.clone() for p in parts for k, v in getattr(trainer, p).state_dict().items()}
+
+
+def test_schedule_limits():
+    config = TrainConfig(adversarial_from=0.2, decay_from=0.6)
+    assert schedule(0.0, config) == (1.0, 0.0) and schedule(0.6, config)[0] == 1.0
+    assert schedule(0.2, config)[1] == 0.0 and schedule(0.275, config)[1] == pytest.approx(0.5)
+    for share in (1.0, 1.7):
+        assert schedule(share, config) == (pytest.approx(0.05), 1.0)
+    rates = [schedule(0.6 + 0.04 * k, config)[0] for k in range(11)]
+    assert rates == sorted(rates, reverse=True) and rates[5] == pytest.approx(0.525)
+    assert schedule(0.5, TrainConfig(decay_from=1.0))[0] == 1.0
+
+
+def test_two_steps_without_and_with_the_adversary_are_finite(data):
+    run = trainer(data)
+    first = run.train_step()
+    assert set(first) == {"rgb", "alpha", "delta", "depth"}
+    run.seconds = 50.0
+    before = state_of(run)
+    second = run.train_step()
+    assert {"adversarial", "sampled", "latent", "d", "d_real", "d_fake"} <= set(second)
+    assert all(bool(torch.isfinite(v)) for v in [*first.values(), *second.values()])
+    after = state_of(run)
+    assert all(bool(torch.isfinite(v).all()) for v in after.values())
+    for part in ("generator.mapping.layers", "generator.synthesis", "generator.decoder", "encoder", "discriminator",
+                 "critic", "ema"):  # fmt: skip
+        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part)), part
+    assert run.step == 2
+
+
+def test_the_average_follows_the_networks(data):
+    run = trainer(data)
+    start = state_of(run)
+    run.train_step()
+    now = state_of(run)
+    name = "generator.synthesis.const"
+    weight = 1 - min(0.5 ** (1 / 600), 1 / 10)  # the first steps average quickly
+    expected = torch.lerp(start[f"ema.{name}"], now[name], weight)
+    torch.testing.assert_close(now[f"ema.{name}"], expected)
+    assert torch.equal(now["ema.generator.mapping.w_mean"], now["generator.mapping.w_mean"])
+
+
+def test_resuming_equals_going_on_bit_for_bit(data):
+    def advance(run: Trainer, steps: int):
+        for _ in range(steps):
+            run.seconds = 20.0 * (run.step + 1)
+            run.train_step()
+        return run
+
+    straight = state_of(advance(trainer(data), 3))
+    buffer = io.BytesIO()
+    torch.save(advance(trainer(data), 2).state(), buffer)
+    buffer.seek(0)
+    torch.manual_seed(99)
+    resumed = trainer(data, seed=5)  # everything that matters comes from the checkpoint
+    resumed.load(torch.load(buffer, weights_only=True))
+    assert resumed.step == 2 and resumed.seconds == 40.0
+    for name, value in state_of(advance(resumed, 1)).items():
+        assert torch.equal(value, straight[name]), name
+
+
+def test_the_seed_decides(data):
+    same = [state_of(trainer(data, seed=3)) for _ in range(2)]
+    assert all(torch.equal(same[0][k], same[1][k]) for k in same[0])
+    batches = [trainer(data, seed=s).draw() for s in (3, 3, 4)]
+    assert all(torch.equal(batches[0][k], batches[1][k]) for k in batches[0])
+    assert not torch.equal(batches[0]["x"], batches[2]["x"])
+
+
+def test_sources_are_views_from_the_front(data):
+    batch = trainer(data, batch=16).draw()
+    yaw = batch["x"][:, 5, 0, 0] * 90
+    assert float(yaw.abs().max()) < 10 + 5 * 4.0, "views at 0 and 10 degrees, with noise of 4 degrees"
+    assert len(batch["target"]) == 32
+
+
+def test_front_and_other_views_come_whole_and_as_windows(data):
+    run = trainer(data)
+    images = torch.zeros(8, 4, 128, 128)
+    scale = run.patches(images, torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long))["scale"]
+    assert scale[0::2].tolist() == [1.0, 0.5, 1.0, 0.5] and scale[1::2].tolist() == [0.5, 1.0, 0.5, 1.0]
+
+
+def test_patches_show_what_their_rays_see(data):
+    """Ball against analytic ray-sphere intersection: the pictures, depths and rays of a patch belong together."""
+    run = trainer(data)
+    subject, view = torch.arange(12) % 3, torch.arange(12) % 4
+    images = data.rgba[subject, view].float().permute(0, 3, 1, 2) / 255
+    patch = run.patches(images, subject, view)
+    rays_o, rays_d = patch_rays(patch["c2w"], patch["fovy"], patch["scale"], patch["offset"], PATCH)
+    radius = torch.tensor([ball(i)[0] for i in range(3)])[subject]
+    b = (rays_o * rays_d).sum(-1)
+    root = b**2 - (rays_o**2).sum(-1) + radius[:, None, None] ** 2
+    depth = torch.where(root > 0, -b - root.clamp(min=0).sqrt(), 0.0)[:, None]
+    inside, outside = (root > 2e-3)[:, None], (root < -2e-3)[:, None]  # 2 R dR: all of a pixel is in or out
+    assert inside.sum() > 5000 and outside.sum() > 5000
+    alpha = patch["target"][:, 3:]
+    assert (alpha[inside] == 1).all() and (alpha[outside] == 0).all()
+    assert float((patch["depth"] - depth)[inside].abs().max()) < 4e-3  # half precision, mean over four pixels
+    assert (patch["offset"][patch["scale"] == 1] == 0).all() and patch["offset"].max() <= 0.5
+
+
+def test_data_of_another_size_is_refused(data):
+    small = MultiViewData(data.rgba[:, :, :64, :64], None, data.c2w, data.fovy, data.azimuth, data.elevation)
+    with pytest.raises(ValueError, match="must be 128 px, got 64"):
+        trainer(small).draw()
+
+
+def test_sampled_heads_are_judged_among_themselves(data):
+    run = trainer(data)
+    g = torch.Generator().manual_seed(0)
+    images, condition = torch.rand(8, 4, 64, 64, generator=g), torch.randn(8, 6, generator=g)
+    logits = run.judge(images, condition, 4)
+    assert torch.equal(logits[4:], run.discriminator(images[4:], condition[4:]))
+    assert torch.equal(logits[:4], run.discriminator(images[:4], condition[:4]))
+    assert torch.equal(run.judge(images[:4], condition[:4], 4), logits[:4]), "no sampled heads at all"
+
+
+def evaluation_data(azimuths: list, alphas: list) -> MultiViewData:
+    """Black pictures of constant alpha."""
+    rgba = torch.zeros(1, len(azimuths), 128, 128, 4, dtype=torch.uint8)
+    rgba[..., 3] = torch.tensor(alphas, dtype=torch.uint8)[:, None, None]
+    eye = torch.eye(4).expand(1, len(azimuths), 4, 4)
+    azimuth = torch.tensor([azimuths])
+    return MultiViewData(rgba, None, eye, torch.full_like(azimuth, 0.2), azimuth, torch.zeros_like(azimuth))
+
+
+@pytest.fixture
+def nothing_rendered(monkeypatch):
+    """Every render is empty: white. A black picture of alpha a then has PSNR -20 log10(a)."""
+    def render(planes, weights, rays_o, *_):
+        m, h, w, _ = rays_o.shape
+        return {"rgb": torch.zeros(m, 3, h, w), "opacity": torch.zeros(m, 1, h, w)}
+
+    monkeypatch.setattr(train, "render_planes", render)
+
+
+def test_evaluation_bins_by_absolute_azimuth(data, nothing_rendered):
+    azimuths = [0.0, 0.0, -44.9, 45.0, -134.9, 135.0, 180.0, -180.0, 300.0]
+    alphas = [255, 51, 102, 25, 76, 127, 204, 204, 153]
+    scores = evaluate(trainer(data), evaluation_data(azimuths, alphas), None)
+
+    def mean(*levels):
+        return pytest.approx(sum(-20 * math.log10(a / 255) for a in levels) / len(levels), abs=2e-3)
+
+    assert scores == {
+        "psnr_front": mean(255), "psnr_below45": mean(51, 102), "psnr_45to135": mean(25, 76, 153),
+        "psnr_back": mean(127, 204, 204),
+    }  # fmt: skip
+
+
+def test_evaluation_takes_the_perceptual_distance_of_each_picture(data, nothing_rendered):
+    def distance(fake, real):
+        return (fake - real).abs().mean(dim=(1, 2, 3))
+
+    scores = evaluate(trainer(data), evaluation_data([0.0, 90.0, -90.0], [255, 51, 102]), distance)
+    assert scores["stlpips_front"] == 1.0 and scores["stlpips_45to135"] == pytest.approx(0.3, abs=1e-3)
+    assert math.isfinite(json.loads(json.dumps(scores))["psnr_front"])
+
+
+def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch):
+    full = train.render_planes
+    monkeypatch.setattr(train, "render_planes", lambda *a: full(*a[:4], 2, 2, a[6]))
+    monkeypatch.setattr(train, "sample_sheet", functools.partial(train.sample_sheet, size=16))
+    clock = itertools.count()  # a second passes whenever the time is read: one step takes more than one
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    folder, out = write_shards(tmp_path / "data", subjects=1), tmp_path / "out"
+    config = TrainConfig(**CONFIG)
+
+    def go(seconds):
+        return train.run(folder, folder, out, seconds, config, tiny_spec(), device="cpu", report_every=0.0)
+
+    first = go(1.5)
+    assert first.step == 1
+    weights = {"prior.safetensors", "encoder.safetensors", "discriminator.safetensors", "state.pt"}
+    assert {p.name for p in out.iterdir()} == weights | {"card.json", "samples.png", "reconstructions.png"}
+    assert load_spec(out / "prior.safetensors", "generator") == tiny_spec()
+    card = json.loads((out / "card.json").read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert card["step"] == 1 and card["device"] == "cpu" and len(card["history"]) == 1 and "psnr_back" in card["scores"]
+    second = go(1.5)
+    assert second.step == 2 and len(second.history) == 2 and second.seconds > first.seconds
+    config.total_seconds = second.seconds / 2  # the budget is used up
+    assert go(10.0).step == 2
+
+
+def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(train, "run", lambda *args: calls.append(args))
+    paths = ["--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert train.main([*paths, "--batch", "3", "--w-depth", "0.5", "--device", "cpu", "--limit", "7"]) == 0
+    data, val, out, seconds, config, spec, perceptual, device, limit = calls[0]
+    assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", None, None)
+    assert config == TrainConfig(batch=3, w_depth=0.5) and (device, limit, seconds) == ("cpu", 7, 540.0)
