@@ -1,6 +1,6 @@
 """The Triton kernels against `ops.triplane.sample_planes`: values and gradients.
 
-Needs a GPU (``pytest -m gpu``), or ``TRITON_INTERPRET=1`` with Triton installed, which runs the kernels' text on the CPU.
+Needs a GPU (``pytest -m gpu``), or ``TRITON_INTERPRET=1`` with Triton installed, which runs the kernels on the CPU.
 """
 import os
 
@@ -75,12 +75,12 @@ def test_the_gradient_is_the_adjoint(sampler):
 
 
 def test_half_precision_out_and_in(sampler):
-    """Bfloat16 rounds to 2^-9 of the value; the gradient comes back in the planes' own type."""
+    """Bfloat16 keeps 8 bits (interpreted kernels cut off instead of rounding); the gradient comes back in the planes' own type."""
     planes, coords = case()
     expected = tp.sample_planes(planes, coords)
     got = sampler(planes, coords, tp.PLANE_AXES, torch.bfloat16)
     assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(got.float(), expected, rtol=2**-7, atol=1e-5)
     half = planes.bfloat16().requires_grad_(True)
     out = sampler(half, coords, tp.PLANE_AXES, torch.float32)
     torch.testing.assert_close(out, tp.sample_planes(half.detach().float(), coords), rtol=1e-5, atol=1e-5)

@@ -40,7 +40,7 @@ class InversionConfig:
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
     lambda_rgb: float = 1.0
     """Weight of the Huber loss on premultiplied colour."""
-    lambda_alpha: float = 0.5
+    lambda_alpha: float = 2.0
     """Weight of the Huber loss on alpha (silhouette)."""
     lambda_perceptual: float = 0.5
     """Weight of ST-LPIPS (AlexNet); 0 does without its weights."""
