@@ -88,17 +88,18 @@ def frontal_surface(planes: Tensor, weights: DecoderWeights, radius: float, rays
 def visibility_gate(
     surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device
 ) -> Tensor:
-    """Gate of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
+    """Gates of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
 
     g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine from
-    0.15 to 0.4, times 1 inside the frame.
+    0.15 to 0.4, times 1 inside the frame. Colours take g; density takes g within a slab around the surface and 0 in the air
+    before it, where one photo cannot tell a shoulder from a spike towards the camera.
 
     Args:
         surface: of the prior in the photo's camera.
         pose: c2w (1,4,4), fovy (1,), crop (1,3).
         shape: (D, H, W) of the grid.
         radius, thickness: scene units.
-    Returns: (1, 1, 1, D, H, W), in [0, 1].
+    Returns: (1, 1, 4, D, H, W), in [0, 1]; channel 0 for density, the others for colour.
     """
     d, h, w = shape
     size = surface.depth.shape[0]
@@ -119,7 +120,9 @@ def visibility_gate(
     front = ((depth + thickness + 0.5 * layer - distance[0]) / (0.5 * thickness)).clamp(0, 1)
     fade = ((facing - 0.15) / 0.25).clamp(0, 1)
     gate = front * front * (3 - 2 * front) * fade * fade * (3 - 2 * fade) * inside
-    return gate.view(1, 1, 1, d, h, w)
+    slab = ((distance[0] - (depth - thickness - 0.5 * layer)) / (0.5 * thickness)).clamp(0, 1)
+    slab = slab * slab * (3 - 2 * slab)
+    return torch.stack([gate * slab, gate, gate, gate]).view(1, 1, 4, d, h, w)
 
 
 @dataclass
