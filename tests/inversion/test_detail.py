@@ -1,4 +1,4 @@
-"""The detail stage on a ball whose surface is known: what the photo's camera sees, and what the detail grid may touch."""
+"""The detail stage on a ball whose surface is known: what the photo's camera sees, what the detail grid may touch."""
 import math
 
 import pytest

@@ -75,7 +75,7 @@ def test_the_gradient_is_the_adjoint(sampler):
 
 
 def test_half_precision_out_and_in(sampler):
-    """Bfloat16 keeps 8 bits (interpreted kernels cut off instead of rounding); the gradient comes back in the planes' own type."""
+    """Bfloat16 keeps 8 bits (interpreted kernels cut off instead of rounding); the gradient has the planes' type."""
     planes, coords = case()
     expected = tp.sample_planes(planes, coords)
     got = sampler(planes, coords, tp.PLANE_AXES, torch.bfloat16)

@@ -31,7 +31,7 @@ class Target:
         """
         if size == self.size:
             return self
-        rgb, alpha, valid = self.rgb * self.valid, self.alpha * self.valid, self.valid
+        rgb, alpha, valid = self.rgb, self.alpha, self.valid
         if size < self.size:
             rgb, alpha, valid = (F.interpolate(x, size=(size, size), mode="area") for x in (rgb, alpha, valid))
         else:
