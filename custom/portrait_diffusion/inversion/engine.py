@@ -234,7 +234,7 @@ class Inversion:
     def _detail_pixels(self) -> tuple:
         """Rows and columns of this step: a dense or a strided window by turns; a window, so that the perceptual loss sees an image."""
         c = self.cfg
-        side = int(c.detail_rays**0.5)
+        side = min(int(c.detail_rays**0.5), c.detail_size)
         largest = max(1, c.detail_size // side)
         stride = 1 if self.step % 2 else largest
         room = c.detail_size - stride * (side - 1)
@@ -261,7 +261,7 @@ class Inversion:
         before, depth_before = self.cache.opacity[rows[known]], self.cache.depth[rows[known]]
         agree = ((before - target.alpha.flatten()[where][:, None]).abs() < 0.3).float()
         drift = (opacity - before).abs() + 5.0 * (depth - depth_before).abs().clamp(max=0.1) * before
-        losses["geometry"] = c.lambda_geometry * (drift * agree).mean()
+        losses["geometry"] = c.lambda_geometry * (drift * agree).sum() / max(1, drift.numel())
         losses["detail"] = c.lambda_detail * self.grid.square().mean()
         losses["smooth"] = c.lambda_smooth * total_variation(gated)
         return losses
