@@ -2,7 +2,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import host, schema
 from .errors import EnvironmentProblem, UsageError
+from .export.atomic import atomic_path, write_text
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
 from .geometry.triplane import TriplaneGeometry  # noqa: F401  (registers)
@@ -203,9 +203,8 @@ def save_head(result: PortraitResult, out: Path) -> None:
     state = {f"geometry.{k}": v.detach().cpu().contiguous() for k, v in result.geometry.state_dict().items()}
     state |= {f"camera.{k}": v.detach().cpu().contiguous() for k, v in result.camera.state_dict().items()}
     header = {"config": json.dumps(result.raw_config), "geometry": json.dumps(dict(_plain(result.geometry.cfg)))}
-    temporary = out / (HEAD_FILE + ".tmp")
-    save_file(state, str(temporary), metadata=header)
-    os.replace(temporary, out / HEAD_FILE)
+    with atomic_path(out / HEAD_FILE) as partial:
+        save_file(state, str(partial), metadata=header)
 
 
 def load_head(run_dir: Path, device: str | None) -> PortraitResult:
@@ -368,21 +367,15 @@ def run_key(photo_sha256: str, raw: dict) -> str:
 
 def write_configs(out: Path, raw: dict) -> None:
     """configs/parsed.yaml of the run, atomically."""
-    folder = out / "configs"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "parsed.yaml.tmp"
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)))
-    os.replace(temporary, folder / "parsed.yaml")
+    write_text(out / "configs" / "parsed.yaml", OmegaConf.to_yaml(OmegaConf.create(raw)))
 
 
 def save_png(image: Tensor, path: Path) -> None:
     """(H, W, 3) in [0, 1] to a PNG, atomically."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    Image.fromarray((image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()).save(temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as partial:
+        Image.fromarray((image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()).save(partial)
 
 
 def save_preview(prepared: PreparedPhoto, path: Path) -> None:
