@@ -24,6 +24,10 @@ COLUMNS = (
     ("sface_detection_rate", "faces found ↑", 2),
     ("janus_rate", "Janus rate ↓", 3),
 )
+NOTE = (
+    "Wall time (median) and peak memory (largest) of the fit, from the photo's file to the head, without export and "
+    "scoring. Jobs × threads: photos at a time on that machine, and threads for each."
+)
 
 
 def _cell(entry: dict | None, decimals: int, total: int) -> str:
@@ -34,20 +38,24 @@ def _cell(entry: dict | None, decimals: int, total: int) -> str:
     return text if entry["count"] == total else f"{text} ({entry['count']}/{total})"
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def make_table(summaries: list[dict]) -> str:
-    """Markdown table, one row a run; means over the photos that were not refused."""
+    """Markdown table, one row a run, and what its columns mean; means over the photos that were not refused."""
     if not summaries:
         return "No results yet: run `benchmarks/photos.py`."
     headings = [heading for _, heading, _ in COLUMNS]
-    header = ["run", "photos", "refused", "failed", *headings, "s / photo", "device", "commit"]
+    costs = ["wall s ↓", "peak GB ↓", "device", "jobs × threads"]
+    header = ["run", "photos", "refused", "failed", *headings, *costs, "commit"]
     rows = [header, ["---"] * len(header)]
     for summary in summaries:
         metrics = summary["metrics"]
-        seconds = summary["seconds_median"]
         rows.append(
             [
                 _escape(summary["name"]),
@@ -55,12 +63,14 @@ def make_table(summaries: list[dict]) -> str:
                 str(summary["refused"]),
                 str(summary["failed"]),
                 *(_cell(metrics.get(name), decimals, summary["ok"]) for name, _, decimals in COLUMNS),
-                "–" if seconds is None else f"{seconds:.1f}",
+                _number(summary["seconds_median"]),
+                _number(summary["peak_host_gb_max"]),
                 _escape(", ".join(summary["devices"])),
+                f"{summary['jobs']} × {summary['threads']}",
                 ", ".join(revision[:8] + ("+changes" if "+" in revision else "") for revision in summary["commits"]),
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", NOTE])
 
 
 def read_summaries(results: Path) -> list[dict]:

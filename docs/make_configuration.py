@@ -18,7 +18,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT / "custom"))
 
 from portrait_diffusion import host  # noqa: E402
-from portrait_diffusion.export.atomic import write_text  # noqa: E402
+from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PipelineConfig  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
@@ -33,8 +33,8 @@ refused before anything is computed, with the nearest valid name. Values may ref
 are scene units (1 unit = 0.56 m of a real head), see [conventions](conventions.md).
 """
 NOTES = {
-    "system.geometry": "The run takes `radius`, `channels`, `resolution`, `hidden`, `frontal_resolution` and "
-    "`frontal_depth` from the prior and the inversion; values given here for them are not used.",
+    "system.geometry": "The run takes `radius`, `channels`, `resolution`, `hidden`, `frontal_layers`, "
+    "`detail_resolution` and `detail_depth` from the prior and the inversion; values given here for them are not used.",
 }
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from . import __version__, host
 from .errors import EnvironmentProblem, PortraitError
-from .export.atomic import write_text
 from .export.provenance import sha256_file
+from .files import write_text
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CHECKSUMS = WEIGHTS / "checksums.json"  # file name -> {"bytes", "sha256"}; written by `record_checksums`

@@ -1,4 +1,5 @@
-"""The main job: one photo to a 3D head, as three calls: `PortraitPipeline.from_config(path).run(image).save(folder)`."""
+"""The main job, one photo to a 3D head: `PortraitPipeline.from_config(path).run(image).save(folder)`."""
+import functools
 import hashlib
 import json
 import logging
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from . import host, schema
 from .errors import EnvironmentProblem, UsageError
-from .export.atomic import atomic_path, write_text
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
+from .export.provenance import sha256_file
+from .files import atomic_path, write_text
 from .geometry.triplane import TriplaneGeometry  # noqa: F401  (registers)
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
@@ -64,12 +66,19 @@ class SystemConfig:
     prior_type: str = "bundled"
     """Which GAN prior; only `bundled` so far."""
     prior: PriorConfig = field(default_factory=PriorConfig)
+    """Weights of the prior."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
+    """How the prior is fitted to the photo."""
     geometry_type: str = "portrait-diffusion-triplane"
+    """Registered name of the class that holds density and colour."""
     geometry: dict = field(default_factory=dict)
+    """Keys of that class."""
     renderer_type: str = "portrait-diffusion-volume-renderer"
+    """Registered name of the class that renders them."""
     renderer: dict = field(default_factory=dict)
+    """Keys of that class."""
     exporter: ExportConfig = field(default_factory=ExportConfig)
+    """What is written at the end, and in which sizes."""
 
     def __post_init__(self):
         if self.prior_type != "bundled":
@@ -81,14 +90,19 @@ class PipelineConfig:
     """Everything about a run."""
 
     name: str = "portrait-mini"
+    """Name of the configuration; a part of the default output folder."""
     description: str = ""
+    """What the configuration is for; kept with the results, without any effect."""
     tag: str = ""
+    """Free label of a run; kept with the results, without any effect."""
     seed: int = 0
     """Seed of every random choice."""
     exp_root_dir: str = "outputs"
     """Runs go to EXP_ROOT_DIR/NAME/IMAGE unless an output folder is given."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The photo and how it is prepared."""
     system: SystemConfig = field(default_factory=SystemConfig)
+    """The modules of the head."""
 
 
 def _typed(cls: type, section: Any) -> Any:
@@ -246,7 +260,8 @@ def prior_paths(prior: PriorConfig) -> tuple[Path, Path]:
     """Generator and encoder files that a configuration means."""
     from .priors.bundled import WEIGHTS
 
-    return Path(prior.checkpoint or WEIGHTS / "prior.safetensors"), Path(prior.encoder or WEIGHTS / "encoder.safetensors")
+    generator = Path(prior.checkpoint or WEIGHTS / "prior.safetensors")
+    return generator, Path(prior.encoder or WEIGHTS / "encoder.safetensors")
 
 
 class PortraitPipeline:
@@ -270,50 +285,54 @@ class PortraitPipeline:
         """EXP_ROOT_DIR/NAME/IMAGE."""
         return Path(self.config.exp_root_dir) / self.config.name / Path(image).stem
 
-    def run(self, image: str | Path | None = None, out_dir: str | Path | None = None, progress: Progress | None = None) -> PortraitResult:
+    def run(
+        self, image: str | Path | None = None, out_dir: str | Path | None = None, progress: Progress | None = None
+    ) -> PortraitResult:
         """Prepare the photo and fit the prior to it.
 
         Args:
             image: photo; None takes `data.image_path`.
-            out_dir: where checkpoints and the preview go; an interrupted run with the same photo and settings goes on
-                from there. None keeps nothing on disk.
+            out_dir: where checkpoints and the preview go; an interrupted run with the same photo, settings and weights
+                goes on from there. None keeps nothing on disk.
             progress: progress(stage, done, total, values).
         Raises: UsageError for an unfit photo, EnvironmentProblem for missing weights or packages.
         """
         tell = progress or (lambda *args: None)
-        config, started = self.config, time.perf_counter()
-        image = Path(image or config.data.image_path)
-        if not str(image) or str(image) == ".":
+        data, started = self.config.data, time.perf_counter()
+        image = Path(image or data.image_path)
+        if not image.name:
             raise UsageError("No photo given; use --image PATH or data.image_path=PATH.")
         tell("photo", 0, 1, {})
-        prepared = prepare_photo(image, config.data.size, config.data.aligned, config.data.matte)
-        sha256 = hashlib.sha256(image.read_bytes()).hexdigest()
+        prepared = prepare_photo(image, data.size, data.aligned, data.matte)
+        sha256 = sha256_file(image)
         raw = {**self.raw_config, "data": {**self.raw_config.get("data", {}), "image_path": str(image)}}
-        timings = {"photo": time.perf_counter() - started}
+        photo_seconds = time.perf_counter() - started
         tell("photo", 1, 1, {})
         out = Path(out_dir) if out_dir is not None else None
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             write_configs(out, raw)
             save_preview(prepared, out / "save" / "it0-photo.png")
-        prior = BundledPrior(*prior_paths(config.system.prior))
-        camera = initial_camera(prepared)
-        target = target_from_photo(
-            prepared.rgb, prepared.alpha, prepared.valid, max(128, config.system.inversion.detail_size)
-        )
-        perceptual = load_perceptual(config.system.inversion)
-        checkpoint = out / "ckpts" / f"inversion-{run_key(sha256, raw)}.pt" if out is not None else None
-        fit = Inversion(
-            prior, target, camera, config.system.inversion, perceptual, config.seed, checkpoint, on_step=tell
-        )
+        fit = self._inversion(prepared, sha256, raw, out, tell)
         if out is not None and fit.stage == "latent" and fit.step == 0:
             render_preview(self._result(fit, raw, prepared, sha256), out / "save" / "it0-0.png")
         tell("preview", 1, 1, {})
         fit.run()
-        timings["inversion"] = time.perf_counter() - started - timings["photo"]
         result = self._result(fit, raw, prepared, sha256)
-        result.curves, result.timings = fit.curves, timings
+        result.curves = fit.curves
+        result.timings = {"photo": photo_seconds, "inversion": time.perf_counter() - started - photo_seconds}
         return result
+
+    def _inversion(
+        self, prepared: PreparedPhoto, sha256: str, raw: dict, out: Path | None, tell: Progress
+    ) -> Inversion:
+        """The fit, at its first step or where its checkpoint in `out` left it."""
+        system, cfg = self.config.system, self.config.system.inversion
+        prior = BundledPrior(*prior_paths(system.prior))
+        target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.detail_size))
+        checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
+        return Inversion(
+            prior, target, initial_camera(prepared), cfg, load_perceptual(cfg), self.config.seed, checkpoint, tell
+        )
 
     def _result(self, fit: Inversion, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:
         planes, weights = fit.planes(), fit.weights
@@ -324,8 +343,12 @@ class PortraitPipeline:
             "resolution": planes[0].shape[-1],
             "hidden": weights.hidden_weight.shape[0],
         }
-        if len(planes) > 1:
-            settings |= {"frontal_resolution": planes[1].shape[-1], "frontal_depth": planes[1].shape[3]}
+        features, detail = planes[1:], []
+        if fit.has_detail:
+            features, detail = planes[1:-1], planes[-1:]
+        settings |= {"frontal_layers": sum(grid.shape[3] for grid in features)}
+        for grid in detail:
+            settings |= {"detail_resolution": grid.shape[-1], "detail_depth": grid.shape[3]}
         geometry = host.find(self.config.system.geometry_type)(settings)
         geometry.set_planes(planes)
         geometry.set_decoder(weights)
@@ -335,7 +358,10 @@ class PortraitPipeline:
 
 
 def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
-    """Camera estimate from the head pose and the landmarks; pitch from five points is rough, so only half of it is believed."""
+    """Camera estimate from the head pose and the landmarks.
+
+    Pitch from five points is rough, so only half of it is believed.
+    """
     azimuth = elevation = 0.0
     if prepared.pose is not None:
         limit = MAX_ANGLE_DEG
@@ -346,7 +372,7 @@ def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
 
 
 def load_perceptual(cfg: InversionConfig):
-    """ST-LPIPS (AlexNet) when its weight is not 0. Raises EnvironmentProblem if the package is missing: no silent change."""
+    """ST-LPIPS (AlexNet), None when its weight is 0. Raises EnvironmentProblem if the package is missing."""
     if cfg.lambda_perceptual == 0:
         return None
     from .evaluation.stlpips import STLPIPS
@@ -357,12 +383,28 @@ def load_perceptual(cfg: InversionConfig):
         raise EnvironmentProblem(f"{error} Or run without it: system.inversion.lambda_perceptual=0.") from error
 
 
-def run_key(photo_sha256: str, raw: dict) -> str:
-    """Short hash of photo and settings that shape the head: a checkpoint is only taken up by the run that made it."""
+def run_key(photo_sha256: str, raw: dict, prior: PriorConfig) -> str:
+    """Short hash of photo, settings and weights that shape the head: a checkpoint is taken up only by its own run.
+
+    Weights count by what is in the files, not by where they lie. Raises: FileNotFoundError if one is missing.
+    """
     system = {k: v for k, v in raw.get("system", {}).items() if k not in ("exporter", "renderer")}
+    system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
-    text = json.dumps([photo_sha256, system, data, raw.get("seed", 0)], sort_keys=True)
+    weights = [weights_sha256(path) for path in prior_paths(prior)]
+    text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a file; a process reads it again only when its time of change or its size differs."""
+    state = path.stat()
+    return _sha256_of_state(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256_of_state(path: Path, mtime_ns: int, size: int) -> str:
+    return sha256_file(path)
 
 
 def write_configs(out: Path, raw: dict) -> None:

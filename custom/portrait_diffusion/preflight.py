@@ -1,8 +1,5 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
-import difflib
-
-from . import host
-from .errors import EnvironmentProblem, UsageError
+from .errors import EnvironmentProblem
 from .optional import require
 from .pipeline import PipelineConfig, prior_paths
 
@@ -12,7 +9,7 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
 
     Returns: (file name, bytes) of the weights that will be read.
     Raises: EnvironmentProblem for a missing package, model file or weights file, with the command that brings it;
-        UsageError for a file that is no such weights file, or a class that isn't registered.
+        UsageError for a file that is no such weights file.
     """
     from .evaluation.stlpips import find_weights
     from .photo.detect import yunet_path
@@ -20,7 +17,6 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
     from .priors.storage import load_spec
 
-    check_registered(config)
     require("cv2", extra="photo", package="opencv-python-headless")
     require("xatlas", extra="export")
     find_ffmpeg()
@@ -36,17 +32,6 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
     if config.system.inversion.lambda_perceptual:
         files.append(find_weights("alex"))
     return [(path.name, path.stat().st_size) for path in files]
-
-
-def check_registered(config: PipelineConfig) -> None:
-    """Whether the classes that the configuration names exist, also where it has no section of keys for them."""
-    for key in ("geometry_type", "renderer_type"):
-        name, known = getattr(config.system, key), host.registered_names()
-        try:
-            host.find(name)
-        except (KeyError, ValueError) as error:
-            near = ", ".join(difflib.get_close_matches(name, known, n=1, cutoff=0.5) or known)
-            raise UsageError(f"system.{key}: no class is registered as '{name}'; there is: {near}.") from error
 
 
 def find_ffmpeg() -> str:

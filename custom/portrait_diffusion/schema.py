@@ -4,7 +4,7 @@ A schema is a dataclass. A section is checked against
 
 * the dataclass that its field is annotated with, or
 * where a field ``x: dict`` has a partner ``x_type: str``, the ``Config`` of the class registered under that name
-  (a class without a ``Config`` dataclass takes any keys), or
+  (a class without a ``Config`` dataclass takes any keys); the name is checked also where the section is not given, or
 * nothing, for any other ``dict`` field.
 """
 import dataclasses
@@ -212,27 +212,38 @@ def _check_section(section: DictConfig, schema: type, origin: str, path: str) ->
             _check_section(value, nested, origin, place)
             continue
         _check_value(value, annotation, origin, place)
-        if f"{key}_type" in fields and isinstance(value, DictConfig):
+    for key, annotation in fields.items():
+        named = f"{key}_type" in fields and _takes_keys(annotation)
+        if named and (key in section or f"{key}_type" in section):
             _check_typed_section(section, schema, key, origin, path)
     if schema is not host.ExperimentConfig:
         _run_post_init(section, schema, origin, path)
 
 
 def _check_typed_section(section: DictConfig, schema: type, key: str, origin: str, path: str) -> None:
-    """Section `key` against the Config of the class that ``{key}_type`` names."""
+    """The class that ``{key}_type`` names must be registered, and section `key`, where given, must fit its Config.
+
+    The name may be empty only where that is the schema's default, and only for a section without keys.
+    """
     type_place, place = _join(path, f"{key}_type"), _join(path, key)
-    name = section[f"{key}_type"] if f"{key}_type" in section else _default(schema, f"{key}_type")
+    default = _default(schema, f"{key}_type")
+    name = section[f"{key}_type"] if f"{key}_type" in section else default
+    values = section[key] if key in section else None
     if not name:
-        if len(section[key]):
+        if default:
+            raise UsageError(f"{origin}: key '{type_place}' is empty; the default is '{default}'.")
+        if values:
             raise UsageError(f"{origin}: section '{place}' has keys but '{type_place}' is empty; name its class there.")
         return
     try:
-        config = getattr(host.find(name), "Config", None)
+        config = getattr(host.find(str(name)), "Config", None)
     except (KeyError, ValueError) as error:
         near = _nearest(str(name), host.registered_names())
         raise UsageError(f"{origin}: key '{type_place}': no class is registered as '{name}'{near}.") from error
-    if config is not None and dataclasses.is_dataclass(config):
-        _check_section(section[key], config, origin, place)
+    except TypeError as error:  # mixins that can't be combined
+        raise UsageError(f"{origin}: key '{type_place}': '{name}' makes no class: {_first_line(error)}.") from error
+    if values is not None and dataclasses.is_dataclass(config):
+        _check_section(values, config, origin, place)
 
 
 def _check_value(value: Any, annotation: Any, origin: str, place: str) -> None:
@@ -275,6 +286,12 @@ def _dataclass_of(annotation: Any) -> type | None:
         options = [a for a in typing.get_args(annotation) if a is not type(None)]
         annotation = options[0] if len(options) == 1 else None
     return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
+
+
+def _takes_keys(annotation: Any) -> bool:
+    """Whether a field is annotated ``dict`` or ``dict[...]``, optional or not."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return any(dict in (a, typing.get_origin(a)) for a in (typing.get_args(annotation) if union else (annotation,)))
 
 
 def _default(schema: type, name: str) -> Any:

@@ -1,8 +1,6 @@
-"""The per-portrait report and the benchmark scripts, on a head made of the photo itself."""
+"""The per-portrait report, on a head made of the photo itself."""
 import importlib.util
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,17 +10,6 @@ from portrait_diffusion.evaluation import report_metrics
 from portrait_diffusion.evaluation.report_metrics import evaluate_portrait
 
 SIZE = 64
-BENCHMARKS = Path(__file__).absolute().parents[2] / "benchmarks"
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-photos, make_tables = load_script("photos"), load_script("make_tables")
 
 
 def make_prepared(seed=0):
@@ -148,100 +135,3 @@ def test_report_with_the_real_networks():
     assert "second" in result["reasons"]["sface_plus30"]
     assert result["sface_detection_rate"] == pytest.approx(1 / 3)
     assert 0 < result["stlpips_alex"] < 0.05 and 0 < result["stlpips_vgg"] < 0.1
-
-
-# The benchmark scripts
-
-
-class FakePipeline:
-    def __init__(self):
-        self.calls = []
-
-    def run(self, path):
-        self.calls.append(Path(path).name)
-        if Path(path).name == "b.png":
-            raise UsageError("No face was found.")
-        prepared = make_prepared()
-        return SimpleNamespace(render_fn=make_render_fn(prepared, 0.1), prepared=prepared)
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch, no_faces):
-    monkeypatch.setattr(photos, "load_perceptual", lambda: FAST)
-    (tmp_path / "photos").mkdir()
-    for name in ("a.png", "b.png", "c.jpg", "readme.txt"):
-        (tmp_path / "photos" / name).write_bytes(name.encode())
-    (tmp_path / "config.yaml").write_text("a: 1\n")
-    return tmp_path
-
-
-def run_benchmark(workspace, pipeline, size=SIZE):
-    out = workspace / "results" / "first"
-    return photos.run(lambda _: pipeline, workspace / "config.yaml", workspace / "photos", out, size, "python ...")
-
-
-def test_benchmark_records_resumes_and_keeps_refusals(workspace):
-    pipeline = FakePipeline()
-    summary = run_benchmark(workspace, pipeline)
-    assert pipeline.calls == ["a.png", "b.png", "c.jpg"]
-    assert (summary["photos"], summary["ok"], summary["refused"], summary["failed"]) == (3, 2, 1, 0)
-    assert summary["metrics"]["psnr_db"]["count"] == 2 and summary["metrics"]["sface_front"]["mean"] is None
-    assert {"commits", "devices", "versions", "command", "date"} <= set(summary)
-    lines = workspace / "results" / "first" / "photos.jsonl"
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert records[1]["status"] == "refused" and "No face" in records[1]["reason"]
-
-    whole = lines.read_text()
-    lines.write_text(whole[: len(whole) - 40])  # killed while the last record was written
-    (workspace / "photos" / "a.png").write_bytes(b"another picture")
-    again = FakePipeline()
-    resumed = run_benchmark(workspace, again)
-    assert again.calls == ["a.png", "c.jpg"]
-    assert resumed["metrics"] == summary["metrics"]
-    assert run_benchmark(workspace, None)["photos"] == 3  # nothing left to do
-
-
-def test_benchmark_does_not_mix_configurations(workspace):
-    run_benchmark(workspace, FakePipeline())
-    with pytest.raises(UsageError, match="another configuration"):
-        run_benchmark(workspace, FakePipeline(), size=SIZE * 2)
-    (workspace / "config.yaml").write_text("a: 2\n")
-    with pytest.raises(UsageError, match="another configuration"):
-        run_benchmark(workspace, FakePipeline())
-
-
-def test_environment_problems_stop_the_benchmark(workspace):
-    pipeline = FakePipeline()
-    pipeline.run = lambda path: (_ for _ in ()).throw(EnvironmentProblem("weights missing"))
-    with pytest.raises(EnvironmentProblem):
-        run_benchmark(workspace, pipeline)
-
-
-def test_benchmark_command_line_reports_errors(workspace, capsys):
-    arguments = ["--config", str(workspace / "none.yaml"), "--photos", str(workspace), "--out", str(workspace / "out")]
-    assert photos.main(arguments) == 2
-    assert "none.yaml" in capsys.readouterr().err
-
-
-def test_table_is_generated_and_checked(workspace, capsys):
-    summary = run_benchmark(workspace, FakePipeline())
-    readme = workspace / "README.md"
-    readme.write_text(f"# Title\n{make_tables.START}\nold\n{make_tables.END}\nrest\n")
-    arguments = ["--readme", str(readme), "--results", str(workspace / "results")]
-    assert make_tables.main([*arguments, "--check"]) == 1
-    assert make_tables.main(arguments) == 0
-    assert make_tables.main([*arguments, "--check"]) == 0
-    text = readme.read_text()
-    assert "old" not in text and text.startswith("# Title\n") and text.endswith("rest\n")
-    row = next(line for line in text.splitlines() if line.startswith("| first |"))
-    assert f"| {summary['metrics']['psnr_db']['mean']:.1f} |" in row and "| – |" in row
-    readme.write_text(text.replace("| first | 3 |", "| first | 4 |"))
-    assert make_tables.main([*arguments, "--check"]) == 1
-    readme.write_text("no markers")
-    assert make_tables.main(arguments) == 2
-
-
-def test_table_shows_how_many_photos_a_mean_covers():
-    entry = {"mean": 0.5, "median": 0.5, "count": 3}
-    assert make_tables._cell(entry, 2, 4) == "0.50 (3/4)"
-    assert make_tables._cell(entry, 2, 3) == "0.50"

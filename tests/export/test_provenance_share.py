@@ -2,12 +2,22 @@
 import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from portrait_diffusion.export.provenance import collect, config_hash, git_state, sha256_file, write_provenance
+from portrait_diffusion.export.provenance import (
+    PACKAGE_DIR,
+    collect,
+    config_hash,
+    git_state,
+    peak_host_bytes,
+    sha256_file,
+    write_provenance,
+)
 from portrait_diffusion.export.share import shareable_config, write_share
 
 
@@ -40,6 +50,27 @@ def test_provenance_is_complete_and_plain(tmp_path):
     assert str(Path.home()) not in back["command"] and "my photo.jpg" in back["command"]
     assert back["peak_memory"]["host_bytes"] is None or back["peak_memory"]["host_bytes"] > 1e7
     assert set(back) >= {"version", "git", "created_utc", "platform"}
+
+
+PEAKS = """
+import sys
+sys.path.append(sys.argv[1])
+from portrait_diffusion.export.provenance import peak_host_bytes
+before = peak_host_bytes()
+held = bytearray(b"1") * 200_000_000
+del held
+print(before, peak_host_bytes())
+"""
+
+
+@pytest.mark.skipif(peak_host_bytes() is None, reason="this system doesn't tell the peak memory of a process")
+def test_peak_memory_is_the_processes_own():
+    """It keeps what was freed again, and doesn't take over what the parent process held."""
+    held = np.ones(500_000_000, np.uint8)
+    command = [sys.executable, "-c", PEAKS, str(PACKAGE_DIR.parent)]
+    before, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert 1e8 < after - before < 3e8
+    assert 1e7 < before < peak_host_bytes() - 0.6 * held.nbytes  # both have loaded the same libraries
 
 
 def git(folder, *arguments):

@@ -1,4 +1,4 @@
-"""The turntable as a decoder sees it, the still views as an image program sees them, and no half-written files."""
+"""The turntable as a decoder sees it, the still views as an image program sees them."""
 import re
 import subprocess
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from portrait_diffusion.errors import PortraitError, UsageError
-from portrait_diffusion.export.atomic import atomic_path, remove_partial_files, write_text
 from portrait_diffusion.export.renders import View, ViewRenderer
 from portrait_diffusion.export.video import (
     TurntableConfig,
@@ -171,19 +170,3 @@ def test_a_renderer_that_breaks_the_contract_is_named():
         ViewRenderer(lambda *a: {"comp_rgb": torch.zeros(1, 4, 4, 3)}, 4).view(0, 0)
     with pytest.raises(PortraitError, match="not finite"):
         ViewRenderer(FlatRender(float("nan")), 4).view(0, 0)
-
-
-def test_atomic_writing(tmp_path):
-    path = tmp_path / "deep" / "a.txt"
-    write_text(path, "one")
-    with pytest.raises(RuntimeError):
-        with atomic_path(path) as partial:
-            partial.write_text("half")
-            raise RuntimeError
-    assert path.read_text() == "one" and len(list(path.parent.iterdir())) == 1
-    with pytest.raises(FileNotFoundError):
-        with atomic_path(path):
-            pass
-    (path.parent / ".partial-1-a.txt").write_text("left by a killed process")
-    (tmp_path / ".partial-2-b.mp4").write_text("too")
-    assert remove_partial_files(tmp_path) == 2 and path.read_text() == "one"

@@ -94,8 +94,9 @@ def test_fresh_space_is_nearly_empty_and_seeds_decide():
 
 
 def test_pyramids_and_grids_have_their_shapes_and_train():
-    geometry = make(levels=3, depth=2, frontal_resolution=12, frontal_depth=5)
-    expected = [(1, 3, 4, 2, size, size) for size in (8, 4, 2)] + [(1, 1, 4, 5, 12, 12)]
+    geometry = make(levels=3, depth=2, frontal_layers=3, detail_resolution=12, detail_depth=5)
+    expected = [(1, 3, 4, 2, size, size) for size in (8, 4, 2)]
+    expected += [(1, 1, 4, 3, 8, 8), (1, 1, 4, 5, 12, 12)]
     assert [tuple(p.shape) for p in geometry.planes] == expected == geometry.plane_shapes()
     out = geometry(points(40))
     (out["density"].sum() + out["features"].sum()).backward()
@@ -104,7 +105,7 @@ def test_pyramids_and_grids_have_their_shapes_and_train():
 
 
 def test_an_empty_frontal_grid_changes_nothing_and_a_filled_one_does():
-    plain, detailed = make(), make(frontal_resolution=12, seed=7)
+    plain, detailed = make(), make(detail_resolution=12, seed=7)
     detailed.set_decoder(plain.decoder_weights())
     detailed.set_planes([*plain.planes, torch.zeros(1, 1, 4, 8, 12, 12)])
     p = points(30)
@@ -158,7 +159,7 @@ def test_create_from_copies_and_state_dicts_load():
         ({"channels": 0}, "channels"),
         ({"resolution": 10, "levels": 3}, "multiple of 4"),
         ({"normal_type": "pred"}, "normal_type"),
-        ({"frontal_resolution": -1}, "frontal_resolution"),
+        ({"detail_resolution": -1}, "detail_resolution"), ({"frontal_layers": -1}, "frontal_layers"),
     ],
 )
 def test_impossible_configurations_are_usage_errors(config, match):

@@ -115,6 +115,11 @@ def test_a_good_configuration_is_merged_and_resolved(tmp_path, monkeypatch):
         ("system.geometry.rate=[1, 2]", "system.geometry.rate", "must be of type float, got [1, 2] (list)"),
         ("data.list=[1,'???']", "data.list[1]", "required"),
         ("system.guidance.scale=3", "system.guidance", "'system.guidance_type' is empty"),
+        ("system.guidance_type=t-haed", "system.guidance_type", "'t-haed'; the nearest valid name is 't-head'"),
+        ("system.guidance_type=zzz", "system.guidance_type", "valid here: portrait-diffusion-"),
+        ("system.geometry_type=''", "system.geometry_type", "is empty; the default is 't-head'"),
+        ("system.geometry_type=t-head:t-head", "system.geometry_type", "'t-head:t-head' makes no class: duplicate"),
+        ("system.geometry_type=5", "system.geometry_type", "no class is registered as '5'"),
         ("system.geometry.channels=0", "system.geometry", "channels must be at least 1."),
         ("data.other='${data.promt}'", "data.other", "promt"),
         ("data.prompt='${oc.env:HOME}'", "data.prompt", "no plain reference or known function"),
@@ -134,6 +139,35 @@ def test_mixins_are_found_and_a_default_type_counts(tmp_path):
     assert check(tmp_path, GOOD, ["system.geometry_type=t-head:t-unchecked"])
     with pytest.raises(UsageError, match="'system.geometry.chanels'.*'channels'"):
         check(tmp_path, "system_type: t-system\nsystem: {geometry: {chanels: 1}}\ntag: x\n")
+
+
+def test_registered_names_are_checked_without_a_section_of_keys(tmp_path):
+    text = "tag: x\nsystem_type: t-system\nsystem: {%s}\n"
+    assert check(tmp_path, text % "geometry_type: t-unchecked, guidance_type: t-head")
+    assert check(tmp_path, text % "guidance_type: ''")  # empty by default: there is none
+    for given, key in [("geometry_type: t-haed", "geometry_type"), ("guidance_type: t-haed", "guidance_type")]:
+        with pytest.raises(UsageError) as caught:
+            check(tmp_path, text % given)
+        expected = f"portrait.yaml: key 'system.{key}': no class is registered as 't-haed'; the nearest valid name is"
+        assert expected in str(caught.value) and "'t-head'" in str(caught.value)
+    with pytest.raises(UsageError, match="portrait.yaml: key 'system_type': no class is registered as 't-sistem'"):
+        check(tmp_path, "tag: x\nsystem_type: t-sistem\n")
+
+
+def test_only_sections_of_keys_make_a_registered_name_of_their_partner(tmp_path):
+    @dataclass
+    class Mode:
+        prior_type: str = "bundled"
+        prior: Camera = field(default_factory=Camera)
+        scale_type: str = "linear"
+        scale: float = 1.0
+        extra_type: str = ""
+        extra: dict | None = None
+
+    assert check(tmp_path, "prior_type: any\nscale_type: log\nscale: 2\n", of=Mode)
+    with pytest.raises(UsageError, match="'extra_type'"):
+        check(tmp_path, "extra_type: t-nobody\n", of=Mode)
+    assert check(tmp_path, "extra_type: t-head\nextra: null\n", of=Mode).extra is None
 
 
 def test_plain_nested_dataclasses(tmp_path):

@@ -58,10 +58,10 @@ def test_a_run_goes_through_both_stages(prior):
     assert fit.stage == "done" and {len(curve) for curve in fit.curves.values()} == {3}
     assert {f"{s[0]}/{name}" for s in seen for name in s[3]} == set(fit.curves)
     assert not torch.equal(fit.latent.ws, start[0]) and not torch.equal(fit.camera.values, start[1])
-    base, grid = fit.planes()
-    assert base.shape == (1, 3, 8, 32, 32) and grid.shape == (1, 1, 4, 4, 24, 24)
-    assert base.isfinite().all() and grid.isfinite().all() and (grid != 0).any()
-    assert not base.requires_grad and not grid.requires_grad
+    base, frontal, grid = fit.planes()
+    assert base.shape == (1, 3, 8, 32, 32) and frontal.shape == (1, 1, 8, 2, 32, 32)
+    assert grid.shape == (1, 1, 4, 4, 24, 24) and (grid != 0).any()
+    assert all(level.isfinite().all() and not level.requires_grad for level in fit.planes())
 
 
 def test_the_seed_decides(prior):
@@ -101,8 +101,9 @@ def test_what_lies_outside_the_photograph_changes_nothing(prior):
 
 def test_no_steps_keep_the_encoders_answer(prior):
     fit = inversion(prior, latent_steps=0, detail_steps=0).run()
-    (base,) = fit.planes()
-    assert torch.equal(base, prior.synthesize(fit.start))
+    assert not fit.has_detail
+    for level, expected in zip(fit.planes(), prior.synthesize(fit.start), strict=True):
+        assert torch.equal(level, expected)
     assert torch.equal(fit.camera.values, PhotoCamera(5.0, -3.0).values)
 
 
@@ -116,7 +117,8 @@ def test_the_detail_stage_comes_closer_to_the_photo_and_leaves_the_prior_alone(p
     fit = inversion(prior, latent_steps=0, detail_steps=40).run()
     rgb, alpha = fit.curves["detail/rgb"], fit.curves["detail/alpha"]
     assert rgb[-1] < 0.5 * rgb[0] and alpha[-1] <= 1.02 * alpha[0]
-    assert torch.equal(fit.planes()[0], prior.synthesize(fit.start)), "planes and camera are frozen"
+    for level, expected in zip(fit.planes(), prior.synthesize(fit.start)):
+        assert torch.equal(level, expected), "planes and camera are frozen"
     assert (fit.grid[fit.gate.expand_as(fit.grid) == 0] == 0).all(), "nothing where the photo's camera cannot see"
 
 
@@ -127,7 +129,7 @@ def test_a_window_without_any_matter_is_no_trouble(prior):
     valid = ((u.abs() < 0.2) & (v.abs() < 0.2)).float()[None, None]
     target = Target(0.5 * alpha.expand(-1, 3, -1, -1), alpha, valid)
     fit = inversion(prior, target, latent_steps=0, detail_steps=12, detail_size=64, detail_rays=256).run()
-    assert fit.planes()[1].isfinite().all()
+    assert fit.planes()[-1].isfinite().all()
     assert all(value == value for curve in fit.curves.values() for value in curve)
 
 

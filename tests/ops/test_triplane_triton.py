@@ -24,10 +24,11 @@ def sampler():
     return SampleTriplanes.apply
 
 
-def case(batch=2, channels=8, height=12, width=12, points=150, dtype=torch.float32) -> tuple:
+def case(batch=2, channels=8, height=12, width=12, points=150, dtype=torch.float32, count=3, depth=None) -> tuple:
     """Planes and points, a quarter of them outside the box or in its outermost half texel."""
     g = torch.Generator().manual_seed(0)
-    planes = torch.randn(batch, 3, channels, height, width, generator=g)
+    layers = [] if depth is None else [depth]
+    planes = torch.randn(batch, count, channels, *layers, height, width, generator=g)
     coords = torch.rand(batch, points, 3, generator=g) * 2.5 - 1.25
     coords[:, 0] = torch.tensor([-1.0, 1.0, 0.0])  # corners and texel centres, hit exactly
     coords[:, 1] = torch.tensor([1 / width - 1, 1 - 1 / width, 1 / width])
@@ -44,6 +45,22 @@ def test_values(sampler, axes, channels, points):
     expected = tp.sample_planes(planes, coords, axes=axes)
     assert got.shape == expected.shape and got.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("depth", [None, 1, 2, 5])
+def test_grids_and_the_frontal_plane_alone(sampler, count, depth):
+    planes, coords = case(count=count, depth=depth)
+    weights = torch.randn(2, 150, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    results = []
+    for sample in (lambda p: sampler(p, coords, tp.PLANE_AXES, torch.float32), lambda p: tp.sample_planes(p, coords)):
+        leaf = planes.clone().requires_grad_(True)
+        value = sample(leaf)
+        (value * weights).sum().backward()
+        results.append((value.detach(), leaf.grad))
+    for got, expected in zip(*results):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        assert float(got.abs().max()) > 0.1
 
 
 def test_points_outside_give_zero(sampler):
@@ -103,11 +120,11 @@ def test_no_points(sampler):
     assert out.shape == (2, 0, 8) and (planes.grad == 0).all()
 
 
-@pytest.mark.parametrize("change", ["channels", "one plane", "batch", "two coordinates"])
+@pytest.mark.parametrize("change", ["channels", "two planes", "batch", "two coordinates"])
 def test_shapes_that_the_kernels_cannot_read(sampler, change):
     planes, coords = case()
     planes, coords = {
-        "channels": (planes[:, :, :6], coords), "one plane": (planes[:, :1], coords),
+        "channels": (planes[:, :, :6], coords), "two planes": (planes[:, :2], coords),
         "batch": (planes[:1], coords), "two coordinates": (planes, coords[..., :2]),
     }[change]  # fmt: skip
     with pytest.raises(ValueError, match="Triton sampler needs"):

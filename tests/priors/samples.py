@@ -15,7 +15,7 @@ def tiny_spec(**changes) -> PriorSpec:
     """A prior of a few thousand weights."""
     sizes = {
         "z_dim": 8, "w_dim": 12, "mapping_layers": 2, "plane_channels": 8, "plane_resolution": 32, "decoder_hidden": 8,
-        "channels": {4: 8, 8: 8, 16: 8, 32: 8}, "injected": (16, 32),
+        "channels": {4: 8, 8: 8, 16: 8, 32: 8}, "injected": (16,), "frontal": (8, 32),
         "encoder_channels": {128: 4, 64: 8, 32: 8, 16: 8, 8: 8, 4: 8},
     }  # fmt: skip
     return PriorSpec(**(sizes | changes))

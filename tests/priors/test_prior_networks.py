@@ -13,6 +13,7 @@ from portrait_diffusion.priors.networks import (
     Linear,
     MappingNetwork,
     ModulatedConv,
+    PlaneDecoder,
     PriorSpec,
     upsample2,
 )
@@ -104,12 +105,26 @@ def test_every_style_vector_and_every_feature_map_matters():
     spec = tiny_spec()
     synthesis = Generator(spec).synthesis
     ws = normal(1, spec.num_ws, spec.w_dim, seed=1).requires_grad_(True)
-    features = {r: normal(1, spec.channels[r], r, r, seed=r).requires_grad_(True) for r in spec.injected}
-    planes = synthesis(ws, features)
-    assert planes.shape == (1, 3, spec.plane_channels, 32, 32)
-    planes.square().sum().backward()
+    features = {r: normal(1, c, r, r, seed=r).requires_grad_(True) for r, c in spec.feature_channels.items()}
+    planes, grid = synthesis(ws, features)
+    assert planes.shape == (1, 3, 8, 32, 32) and grid.shape == (1, 1, 8, 2, 32, 32)
+    (planes.square().sum() + grid.square().sum()).backward()
     assert (ws.grad.abs().sum(dim=-1) > 0).all()
     assert all(f.grad.abs().sum() > 0 for f in features.values())
+
+
+def test_frontal_features_reach_the_foremost_layer_and_nothing_else():
+    torch.manual_seed(0)
+    spec = tiny_spec()
+    synthesis = Generator(spec).synthesis
+    ws = normal(1, spec.num_ws, spec.w_dim, seed=1)
+    planes, grid = synthesis(ws)
+    texture = normal(1, 8, 32, 32, seed=2)
+    other_planes, other_grid = synthesis(ws, {32: texture})
+    assert torch.equal(planes, other_planes) and torch.equal(grid[:, :, :, 0], other_grid[:, :, :, 0])
+    torch.testing.assert_close(other_grid[:, 0, :, 1] - grid[:, 0, :, 1], texture, rtol=1e-4, atol=1e-5)
+    coarse = synthesis(ws, {8: normal(1, 8, 8, 8, seed=3)})
+    assert torch.equal(coarse[0], planes) and not torch.equal(coarse[1][:, :, :, 1], grid[:, :, :, 1])
 
 
 def test_num_ws_counts_the_convolutions_and_the_last_output():
@@ -124,9 +139,10 @@ def test_absent_features_add_nothing():
     spec = tiny_spec()
     generator = Generator(spec)
     ws = normal(2, spec.num_ws, spec.w_dim)
-    zeros = {r: torch.zeros(2, spec.channels[r], r, r) for r in spec.injected}
-    assert torch.equal(generator.synthesis(ws), generator.synthesis(ws, zeros))
-    assert torch.equal(generator.synthesis(ws), generator.synthesis(ws, {}))
+    zeros = {r: torch.zeros(2, c, r, r) for r, c in spec.feature_channels.items()}
+    plain = generator.synthesis(ws)
+    for features in (zeros, {}):
+        assert all(torch.equal(a, b) for a, b in zip(plain, generator.synthesis(ws, features), strict=True))
 
 
 def test_a_fresh_encoder_speaks_through_w_alone():
@@ -134,10 +150,11 @@ def test_a_fresh_encoder_speaks_through_w_alone():
     spec = tiny_spec()
     encoder, generator = Encoder(spec).eval(), Generator(spec)
     ws, delta, features = encoder(torch.rand(2, 7, 256, 256, generator=torch.Generator().manual_seed(1)))
-    assert ws.shape == (2, spec.num_ws, spec.w_dim) and set(features) == set(spec.injected)
+    assert ws.shape == (2, spec.num_ws, spec.w_dim) and set(features) == {8, 16, 32}
     assert float(delta.detach().abs().max()) == 0 and torch.equal(ws, ws[:, :1].expand_as(ws))
-    assert all(f.shape == (2, spec.channels[r], r, r) for r, f in features.items())
-    assert torch.equal(generator.synthesis(ws, features), generator.synthesis(ws, {}))
+    assert all(f.shape == (2, spec.feature_channels[r], r, r) for r, f in features.items())
+    pairs = zip(generator.synthesis(ws, features), generator.synthesis(ws, {}), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.allclose(ws[0], ws[1]), "two pictures must have two codes"
 
 
@@ -154,8 +171,17 @@ def test_decoder_weights_hold_all_gains():
     torch.nn.init.normal_(decoder.out.bias)
     w1, b1, w2, b2 = decoder.weights()
     x = normal(5, 8, dtype=F64)
-    expected = decoder.out(F.softplus(decoder.hidden(x))) * decoder.out_gain
+    raw = decoder.out(F.softplus(decoder.hidden(x)))
+    expected = raw @ decoder.out_mix.t()
     torch.testing.assert_close(F.softplus(x @ w1.t() + b1) @ w2.t() + b2, expected)
+
+
+def test_decoder_outputs_are_density_brightness_and_weaker_colour_differences():
+    mix = PlaneDecoder(8, 8).out_mix
+    assert mix[0, 0] == PlaneDecoder.DENSITY_GAIN and (mix[0, 1:] == 0).all() and (mix[1:, 0] == 0).all()
+    gram = mix[1:, 1:].t() @ mix[1:, 1:]
+    torch.testing.assert_close(gram, 3 * torch.diag(torch.tensor([1.0, 0.09, 0.09])))
+    assert (mix[1:, 1] == 1).all(), "equal steps of all three colours"
 
 
 def discriminator() -> Discriminator:

@@ -1,11 +1,17 @@
 """Rendering of a batch of heads, and the windows of the image plane that training looks through."""
 import torch
-from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
+from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w, project_points, world_to_head
 from portrait_diffusion.ops.canonical import BOX_RADIUS
 from portrait_diffusion.ops.triplane import DecoderWeights, decode, decode_raw, init_decoder, sample_planes
 from portrait_diffusion.ops.volrend import render_rays
+from portrait_diffusion.priors.patches import (
+    camera_condition,
+    mirror_view,
+    over_white,
+    patch_rays,
+    premultiplied_images,
+)
 from portrait_diffusion.priors.render import decode_half, render_planes
-from portrait_diffusion.priors.train import camera_condition, over_white, patch_rays
 
 F64 = torch.float64
 
@@ -18,7 +24,7 @@ def cameras(*azimuths: float, dtype=torch.float32) -> tuple:
 
 def test_render_planes_is_render_rays_of_each_head():
     g = torch.Generator().manual_seed(0)
-    planes = torch.randn(2, 3, 8, 16, 16, generator=g) * 3
+    planes = [torch.randn(2, 3, 8, 16, 16, generator=g) * 3, torch.randn(2, 1, 8, 2, 16, 16, generator=g) * 3]
     weights = init_decoder(8, 16, g)
     c2w, fovy = cameras(20.0, -120.0)
     rays_o, rays_d = get_rays(c2w, fovy, 6, 6)
@@ -26,7 +32,8 @@ def test_render_planes_is_render_rays_of_each_head():
     assert got["rgb"].shape == (2, 3, 6, 6) and got["opacity"].shape == got["depth"].shape == (2, 1, 6, 6)
     for i in range(2):
         def field(points, i=i):
-            return decode(sample_planes(planes[i : i + 1], world_to_head(points)[None] / BOX_RADIUS)[0], weights)
+            coords = world_to_head(points)[None] / BOX_RADIUS
+            return decode(sample_planes([level[i : i + 1] for level in planes], coords)[0], weights)
 
         expected = render_rays(field, rays_o[i].flatten(0, 1), rays_d[i].flatten(0, 1), BOX_RADIUS, 8, 6)
         for key in got:
@@ -41,7 +48,7 @@ def test_render_planes_gives_gradients_to_planes_and_decoder():
     rays_o, rays_d = get_rays(*cameras(30.0, dtype=F64), 2, 2)
 
     def image(planes, *weights):
-        return render_planes(planes, weights, rays_o, rays_d, 6, 0, None)["rgb"]
+        return render_planes([planes], weights, rays_o, rays_d, 6, 0, None)["rgb"]
 
     assert torch.autograd.gradcheck(image, (planes, *weights), atol=1e-5)
 
@@ -86,3 +93,24 @@ def test_condition_is_continuous_around_the_head():
 
 def test_over_white():
     assert torch.equal(over_white(torch.tensor([0.2]), torch.tensor([0.5])), torch.tensor([0.7]))
+
+
+def test_a_mirrored_view_sees_the_mirrored_head():
+    """Points reflected at the plane y = 0 land in the mirrored column of the mirrored camera's image."""
+    g = torch.Generator().manual_seed(0)
+    c2w, fovy = cameras(20.0, -75.0, dtype=F64)
+    points = torch.rand(2, 40, 3, generator=g, dtype=F64) * 0.4 - 0.2
+    reflected = points * torch.tensor([1.0, -1.0, 1.0], dtype=F64)
+    other = mirror_view(c2w, torch.tensor([True, False]))
+    assert torch.equal(other[1], c2w[1])
+    torch.testing.assert_close(torch.linalg.det(other[:, :3, :3]), torch.ones(2, dtype=F64))
+    before, _ = project_points(points, c2w, fovy, 64, 64)
+    after, _ = project_points(reflected, other, fovy, 64, 64)
+    expected = torch.stack([64 - before[0, :, 0], before[0, :, 1]], dim=-1)
+    torch.testing.assert_close(after[0], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other[:1], orbit_c2w(torch.tensor([-20.0], dtype=F64), torch.tensor([-2.0], dtype=F64)))
+
+
+def test_premultiplied_images():
+    rgba = torch.tensor([255, 0, 102, 51], dtype=torch.uint8).view(1, 1, 1, 4)
+    torch.testing.assert_close(premultiplied_images(rgba).flatten(), torch.tensor([0.2, 0.0, 0.08, 0.2]))

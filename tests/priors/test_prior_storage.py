@@ -34,7 +34,7 @@ def test_round_trip(saved):
     for name, value in generator.state_dict().items():
         got = loaded.state_dict()[name]
         assert got.dtype == torch.float32 and torch.equal(got, value.half().float()), name
-    assert not list(path.parent.glob("*.tmp"))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_missing_file_says_where_it_should_be(tmp_path):
@@ -77,7 +77,8 @@ def test_a_file_that_is_too_large_is_not_opened(saved, monkeypatch):
         ('{"plane_channels": -1}', "plane_channels"), ('{"mapping_layers": 2000}', "mapping_layers"),
         ('{"channels": {"4": 99999}}', "channels"), ('{"channels": {"4": 8}}', "channels"),
         ('{"injected": [7]}', "injected"), ('{"encoder_channels": {}}', "encoder_channels"), ("[" * 100_000, "header"),
-        ('{"encoder_input": 64}', "encoder_input"),
+        ('{"encoder_input": 64}', "encoder_input"), ('{"frontal": [7]}', "frontal 7"),
+        ('{"frontal_layers": 0}', "frontal_layers"), ('{"injected": [32]}', "both injected and frontal 32"),
     ],
     ids=lambda value: None if value is None else value[:24],
 )  # fmt: skip
@@ -115,11 +116,11 @@ def test_the_pair_of_files_is_one_prior(tmp_path):
     g = torch.Generator().manual_seed(0)
     alpha = torch.rand(1, 1, 64, 64, generator=g)
     latent = prior.encode(torch.rand(1, 3, 64, 64, generator=g) * alpha, alpha, torch.ones_like(alpha), 10.0, -5.0)
-    assert latent.ws.shape == (1, prior.generator.spec.num_ws, 12) and set(latent.features) == {16, 32}
+    assert latent.ws.shape == (1, prior.generator.spec.num_ws, 12) and set(latent.features) == {8, 16, 32}
     assert not latent.ws.requires_grad
     latent.ws.requires_grad_(True)
-    planes = prior.synthesize(latent)
-    assert planes.shape == (1, 3, 8, 32, 32)
+    planes, grid = prior.synthesize(latent)
+    assert planes.shape == (1, 3, 8, 32, 32) and grid.shape == (1, 1, 8, 2, 32, 32)
     assert torch.autograd.grad(planes.square().sum(), latent.ws)[0].abs().sum() > 0
     other = prior.encode(torch.zeros(1, 3, 64, 64), alpha, torch.ones_like(alpha), -10.0, -5.0)
     assert not torch.allclose(other.ws, latent.ws)
@@ -128,15 +129,15 @@ def test_the_pair_of_files_is_one_prior(tmp_path):
 def test_samples_of_truncation_0_are_the_mean_head(tmp_path):
     prior = BundledPrior(*save_tiny_prior(tmp_path))
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    planes = prior.synthesize(prior.sample(z, 0.0))
-    torch.testing.assert_close(planes[0], planes[1])
-    planes = prior.synthesize(prior.sample(z, 1.0))
-    assert not torch.allclose(planes[0], planes[1])
+    for level in prior.synthesize(prior.sample(z, 0.0)):
+        torch.testing.assert_close(level[0], level[1])
+    for level in prior.synthesize(prior.sample(z, 1.0)):
+        assert not torch.allclose(level[0], level[1])
 
 
 def test_an_encoder_of_another_training_is_refused(tmp_path):
     generator, encoder = save_tiny_prior(tmp_path)
-    spec = json.loads(read_header(encoder)["spec"]) | {"plane_channels": 16}
+    spec = json.loads(read_header(encoder)["spec"]) | {"decoder_hidden": 16}
     other = rewrite(encoder, tmp_path / "other.safetensors", spec=json.dumps(spec))
     with pytest.raises(UsageError, match="other.safetensors was not trained with"):
         BundledPrior(generator, other)

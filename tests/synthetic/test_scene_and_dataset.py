@@ -166,7 +166,7 @@ def test_resume_renders_only_missing_shards(tmp_path, monkeypatch):
     (tmp_path / "out" / "train_00001.npz").unlink()
     FakeRenderer.rendered = []
     render_dataset(tmp_path / "out", **arguments)
-    assert FakeRenderer.rendered == [[3, 4, 5]] and not list((tmp_path / "out").glob("*.part"))
+    assert FakeRenderer.rendered == [[3, 4, 5]] and not list((tmp_path / "out").glob(".partial-*"))
     with pytest.raises(UsageError, match="other arguments"):
         render_dataset(tmp_path / "out", **{**arguments, "size": 9})
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..files import remove_partial_files
 from ..ops.cameras import BOX_RADIUS, canonical_fovy, orbit_c2w
-from .atomic import remove_partial_files
 from .bake import BakeConfig, TexturedMesh, bake, vertex_colours
 from .fields import FieldFns, FieldSampler
 from .glb import write_glb

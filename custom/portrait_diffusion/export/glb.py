@@ -6,8 +6,8 @@ import trimesh
 from PIL import Image
 
 from ..errors import PortraitError
+from ..files import atomic_path
 from ..ops.cameras import METRES_PER_UNIT
-from .atomic import atomic_path
 from .bake import TexturedMesh
 
 WORLD_TO_GLTF = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])

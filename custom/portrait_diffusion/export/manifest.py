@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .atomic import write_text
+from ..files import write_text
 from .provenance import config_hash, sha256_file
 
 NAME = "export.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from .atomic import write_bytes
+from ..files import write_bytes
 from .glb import WORLD_TO_GLTF, to_gltf
 
 

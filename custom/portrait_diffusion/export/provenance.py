@@ -3,6 +3,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .atomic import write_text
+from ..files import write_text
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "trimesh", "xatlas", "fast-simplification", "imageio-ffmpeg",
              "pillow", "omegaconf", "pytorch-lightning")  # fmt: skip
@@ -71,18 +72,28 @@ def device_description(device: torch.device | str) -> dict[str, Any]:
     return {"type": device.type, "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
 
 
-def peak_memory(device: torch.device | str) -> dict[str, int | None]:
-    """Peak bytes so far of this process, and of its tensors on a CUDA device; None where the system doesn't say."""
+def peak_host_bytes() -> int | None:
+    """Peak resident memory of this process so far; None where the system doesn't say.
+
+    Linux keeps the peak of the running program in /proc. Its getrusage can report more: the peak of the process that
+    started this program, where that was larger (``exec`` hands the value on).
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if found:
+        return int(found[1]) * 1024
     try:
         import resource  # not on Windows
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     except ImportError:
-        host = None
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_memory(device: torch.device | str) -> dict[str, int | None]:
+    """Peak bytes so far of this process, and of its tensors on a CUDA device; None where the system doesn't say."""
     device = torch.device(device)
     tensors = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"host_bytes": host, "device_bytes": tensors}
+    return {"host_bytes": peak_host_bytes(), "device_bytes": tensors}
 
 
 def without_home(text: str) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PortraitError
+from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, orbit_c2w
-from .atomic import atomic_path
 
 RenderFn = Callable[[Tensor, Tensor, int, int], dict[str, Tensor]]
 """render(c2w (B,4,4), fovy (B,) radians, height, width) -> comp_rgb_fg, opacity, comp_normal, ... (B,H,W,C)."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from .atomic import write_text
+from ..files import write_text
 from .report_page import CONTENT_SECURITY_POLICY, CSS, SCRIPT
 from .svg import line_chart
 from .video import resize

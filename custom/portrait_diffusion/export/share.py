@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from .atomic import write_text
+from ..files import write_text
 
 RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir")
 """Top-level keys that name one run, not the experiment."""

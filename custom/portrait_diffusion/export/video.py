@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PortraitError, UsageError
+from ..files import atomic_path
 from ..optional import require
-from .atomic import atomic_path
 from .bake import to_uint8
 from .renders import View, ViewRenderer
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UsageError
-from .atomic import write_bytes
+from ..files import write_bytes
 from .bake import to_uint8
 from .renders import View, ViewRenderer
 

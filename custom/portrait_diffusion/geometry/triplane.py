@@ -25,8 +25,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
     """Density and colour from tri-planes (depth 1), tri-grids (depth > 1) or a pyramid of them, inside the cylinder.
 
     Parameters: ``planes``, a list of (1,3,C,R,R) or (1,3,C,D,R,R), and ``decoder``, see `ops.triplane.DecoderWeights`.
-    The last of the planes may be a frontal grid (1,1,4,D,R,R) over (x, y) alone: the detail that a photograph adds to the
-    decoder's raw density and colour.
+    After them may come two grids over (x, y) alone: features with a few layers along depth (1,1,C,L,R,R), which tell
+    front from back, and the detail that a photograph adds to the decoder's raw density and colour (1,1,4,D,R,R).
     """
 
     @dataclass
@@ -38,8 +38,9 @@ class TriplaneGeometry(BaseImplicitGeometry):
         resolution: int = 128  # edge of the finest level in texels; 128 is 3 mm of a real head
         depth: int = 1  # layers of a tri-grid; 1 is a tri-plane
         levels: int = 1  # of the pyramid; each is half as large as the one before, and their features are summed
-        frontal_resolution: int = 0  # edge of the extra frontal grid in texels; 0 is no such grid
-        frontal_depth: int = 8  # layers of the frontal grid, at least 2
+        frontal_layers: int = 0  # of a frontal grid of features, from the back to the front; 0 is no such grid
+        detail_resolution: int = 0  # edge of the frontal grid of detail in texels; 0 is no such grid
+        detail_depth: int = 8  # layers of the detail grid, at least 2
         hidden: int = 64  # width of the decoder
         init_std: float = 0.1  # standard deviation of fresh planes
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
@@ -48,11 +49,12 @@ class TriplaneGeometry(BaseImplicitGeometry):
         finite_difference_eps: float = 0.003  # step of finite-difference normals, scene units (about half a texel)
 
         def __post_init__(self) -> None:
-            for key in ("channels", "resolution", "depth", "levels", "frontal_depth", "hidden"):
+            for key in ("channels", "resolution", "depth", "levels", "detail_depth", "hidden"):
                 if getattr(self, key) < 1:
                     raise UsageError(f"geometry.{key} must be at least 1, got {getattr(self, key)}.")
-            if self.frontal_resolution < 0:
-                raise UsageError(f"geometry.frontal_resolution must be at least 0, got {self.frontal_resolution}.")
+            for key in ("frontal_layers", "detail_resolution"):
+                if getattr(self, key) < 0:
+                    raise UsageError(f"geometry.{key} must be at least 0, got {getattr(self, key)}.")
             if self.resolution % 2 ** (self.levels - 1):
                 raise UsageError(
                     f"geometry.resolution {self.resolution} cannot be halved {self.levels - 1} times for "
@@ -71,7 +73,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         generator = torch.Generator().manual_seed(self.cfg.seed)
         shapes = self.plane_shapes()
         planes = [torch.randn(shape, generator=generator) * self.cfg.init_std for shape in shapes]
-        if self.cfg.frontal_resolution:
+        if self.cfg.detail_resolution:
             planes[-1].zero_()  # no detail yet
         self.planes = nn.ParameterList(planes)
         weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
@@ -79,14 +81,16 @@ class TriplaneGeometry(BaseImplicitGeometry):
         self.decoder = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights._asdict().items()})
 
     def plane_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the levels, finest first, then of the frontal grid if there is one."""
+        """Shapes of the levels, finest first, then of the frontal grids if there are any: features, detail."""
 
         def shape(planes: int, depth: int, size: int) -> tuple[int, ...]:
             return (1, planes, self.cfg.channels, *([depth] if depth > 1 else []), size, size)
 
         shapes = [shape(3, self.cfg.depth, self.cfg.resolution // 2**level) for level in range(self.cfg.levels)]
-        frontal = self.cfg.frontal_resolution
-        return shapes + ([(1, 1, 4, self.cfg.frontal_depth, frontal, frontal)] if frontal else [])
+        detail, layers = self.cfg.detail_resolution, self.cfg.frontal_layers
+        if layers:
+            shapes.append((1, 1, self.cfg.channels, layers, self.cfg.resolution, self.cfg.resolution))
+        return shapes + ([(1, 1, 4, self.cfg.detail_depth, detail, detail)] if detail else [])
 
     @torch.no_grad()
     def set_planes(self, planes: Tensor | list[Tensor]) -> None:
@@ -103,7 +107,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if got != shapes and got != [shape[1:] for shape in shapes]:
             raise UsageError(
                 f"planes of shape {got} do not fit this geometry, which holds {shapes}; set geometry.channels, "
-                "resolution, depth, levels, frontal_resolution and frontal_depth to those of the planes."
+                "resolution, depth, levels, frontal_layers, detail_resolution and detail_depth to those of the planes."
             )
         for parameter, level in zip(self.planes, levels):
             parameter.copy_(level.reshape(parameter.shape))
@@ -127,10 +131,10 @@ class TriplaneGeometry(BaseImplicitGeometry):
         """Raw density and colour (N,4) at world points (N,3)."""
         coords = world_to_head(points)[None] / self.cfg.radius
         planes = list(self.planes)
-        frontal = planes.pop() if self.cfg.frontal_resolution else None
+        detail = planes.pop() if self.cfg.detail_resolution else None
         raw = decode_raw(sample_planes(planes, coords), self.decoder_weights())
-        if frontal is not None:
-            raw = add_detail(raw, sample_planes(frontal, coords, reduce="sum"))
+        if detail is not None:
+            raw = add_detail(raw, sample_planes(detail, coords, reduce="sum"))
         return raw[0]
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:

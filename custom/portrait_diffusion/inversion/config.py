@@ -7,7 +7,7 @@ class InversionConfig:
     """How a photo becomes planes: encoder, then latent optimisation, then a detail grid."""
 
     latent_steps: int = 60
-    """Steps that move W+, spatial features and the photo's camera; one synthesis pass each. 0 keeps the encoder's answer."""
+    """Steps that move W+, spatial features and the photo's camera. 0 keeps the encoder's answer."""
     latent_size: int = 64
     """Side of the renders in the latent stage, pixels."""
     latent_lr: float = 0.04
@@ -19,7 +19,7 @@ class InversionConfig:
     latent_samples: int = 16
     """Samples a ray in each of the two passes of the latent stage."""
     novel_views: int = 8
-    """Side and back views of the encoder's answer that the latent stage must keep (the photo says nothing about them)."""
+    """Side and back views of the encoder's answer that the latent stage must keep: the photo says nothing there."""
     novel_size: int = 32
     """Side of those views, pixels."""
     detail_steps: int = 200

@@ -1,10 +1,10 @@
 """The detail stage: what the photo shows, kept in a frontal grid that only touches what the photo's camera can see.
 
-The prior's planes stay as they are. A grid over (x, y) with a few layers in depth is added to what their decoder says, before
-its output activations (raw density, raw colour), gated by visibility: a voxel behind the visible surface is never touched, so
-frontal texture cannot reach the back of the head, and where the surface turns away from the camera the gate fades out. Because
-prior, camera and samples are fixed, the decoder's outputs at all samples are computed once; a step costs one look-up in a grid
-of four channels and the compositing.
+The prior's planes stay as they are. A grid over (x, y) with a few layers in depth is added to what their decoder says,
+before its output activations (raw density, raw colour), gated by visibility: a voxel behind the visible surface is
+never touched, so frontal texture cannot reach the back of the head, and where the surface turns away from the camera
+the gate fades out. Because prior, camera and samples are fixed, the decoder's outputs at all samples are computed once;
+a step costs one look-up in a grid of four channels and the compositing.
 """
 from dataclasses import dataclass
 
@@ -15,7 +15,15 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from ..ops.cameras import head_to_world, project_points, world_to_head
-from ..ops.triplane import DecoderWeights, add_detail, colour_activation, decode, decode_raw, density_activation, sample_planes
+from ..ops.triplane import (
+    DecoderWeights,
+    add_detail,
+    colour_activation,
+    decode,
+    decode_raw,
+    density_activation,
+    sample_planes,
+)
 from ..ops.volrend import (
     composite,
     importance_samples,
@@ -59,10 +67,12 @@ def field_of(planes: list, weights: DecoderWeights, radius: float):
 
 
 @torch.no_grad()
-def frontal_surface(planes: Tensor, weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor) -> FrontalSurface:
+def frontal_surface(
+    planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor
+) -> FrontalSurface:
     """Render depth, opacity and facing of the prior for the photo's camera. rays (1, S, S, 3)."""
     size = rays_o.shape[1]
-    out = render_rays(field_of([planes], weights, radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
+    out = render_rays(field_of(planes, weights, radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
     opacity = out["opacity"].view(size, size)
     depth = out["depth"].view(size, size)
     solid = (opacity > 0.5).numpy() if opacity.device.type == "cpu" else (opacity > 0.5).cpu().numpy()
@@ -90,9 +100,9 @@ def visibility_gate(
 ) -> Tensor:
     """Gates of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
 
-    g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine from
-    0.15 to 0.4, times 1 inside the frame. Colours take g; density takes g within a slab around the surface and 0 in the air
-    before it, where one photo cannot tell a shoulder from a spike towards the camera.
+    g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine
+    from 0.15 to 0.4, times 1 inside the frame. Colours take g; density takes g within a slab around the surface and 0
+    in the air before it, where one photo cannot tell a shoulder from a spike towards the camera.
 
     Args:
         surface: of the prior in the photo's camera.
@@ -144,10 +154,10 @@ class RayCache:
 
 @torch.no_grad()
 def build_cache(
-    planes: Tensor, weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor, surface: FrontalSurface,
-    keep: Tensor, samples: int, thickness: float, chunk: int = 8192,
+    planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor,
+    surface: FrontalSurface, keep: Tensor, samples: int, thickness: float, chunk: int = 8192,
 ) -> RayCache:
-    """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior's matter is, one third near its surface."""
+    """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior has matter, one at its surface."""
     index = keep.flatten().nonzero()[:, 0]
     near_surface = max(2, samples // 3)
     parts = []
@@ -157,7 +167,7 @@ def build_cache(
         near, far = torch.where(hit, near, 2.3), torch.where(hit, far, 2.3)
         t, edges = stratified_samples(near, far, 32)
         points = o[:, None] + t[..., None] * d[:, None]
-        density, colour = field_of([planes], weights, radius)(points.reshape(1, -1, 3))
+        density, colour = field_of(planes, weights, radius)(points.reshape(1, -1, 3))
         density, colour = density.view(*t.shape, 1), colour.view(*t.shape, 3)
         w = composite(density, colour, t, edges[..., 1:] - edges[..., :-1])[3]
         t_mass = importance_samples(edges, smooth_weights(w, floor=0.002), samples - near_surface)

@@ -1,6 +1,8 @@
-"""Inversion: encoder, latent optimisation with the photo's camera, detail grid. Checkpointed, seeded, deterministic on a CPU."""
+"""Inversion: encoder, latent optimisation with the photo's camera, detail grid.
+
+Checkpointed, seeded, deterministic on a CPU.
+"""
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
@@ -108,10 +111,8 @@ class Inversion:
         """Write the checkpoint atomically."""
         if self.checkpoint is None:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(self.state_dict(), temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_path(self.checkpoint) as partial:
+            torch.save(self.state_dict(), partial)
 
     # ---- the run -------------------------------------------------------------------------------------------------
     def run(self) -> "Inversion":
@@ -133,7 +134,8 @@ class Inversion:
         while self.step < steps:
             share = self.step / max(1, steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["base"] * min(1.0, (self.step + 1) / 5) * (1.0 if share < 0.5 else 2.0 * (1 - share) + 1e-2)
+                fall = 1.0 if share < 0.5 else 2.0 * (1 - share) + 1e-2
+                group["lr"] = group["base"] * min(1.0, (self.step + 1) / 5) * fall
             self.optimizer.zero_grad(set_to_none=True)
             losses = step_fn()
             total = sum(losses.values())
@@ -169,10 +171,10 @@ class Inversion:
 
     @torch.no_grad()
     def _novel_views(self) -> list:
-        """(rays_o, rays_d, rgb, opacity) of side and back views of the encoder's answer, evenly around the unseen side."""
+        """(rays_o, rays_d, rgb, opacity) of side and back views of the encoder's answer, around the unseen side."""
         if self.cfg.lambda_novel == 0 or self.cfg.novel_views == 0:
             return []
-        field = field_of([self.prior.synthesize(self.start)], self.weights, self.radius)
+        field = field_of(self.prior.synthesize(self.start), self.weights, self.radius)
         size, n, views = self.cfg.novel_size, self.cfg.latent_samples, []
         front = float(self.camera.degrees()[0])
         for azimuth in torch.linspace(70.0, 290.0, self.cfg.novel_views):
@@ -182,13 +184,13 @@ class Inversion:
             views.append((rays_o, rays_d, out["rgb"], out["opacity"]))
         return views
 
-    def _novel_loss(self, planes: Tensor) -> dict:
+    def _novel_loss(self, planes: list[Tensor]) -> dict:
         """One of the kept views a step, in turn."""
         if not self.novel:
             return {}
         rays_o, rays_d, rgb, opacity = self.novel[self.step % len(self.novel)]
         n = self.cfg.latent_samples
-        out = render_rays(field_of([planes], self.weights, self.radius), rays_o, rays_d, self.radius, n, n)
+        out = render_rays(field_of(planes, self.weights, self.radius), rays_o, rays_d, self.radius, n, n)
         error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
         return {"novel": self.cfg.lambda_novel * error}
 
@@ -198,7 +200,7 @@ class Inversion:
         planes = self.prior.synthesize(self.latent)
         rays_o, rays_d = self.camera.rays(size)
         out = render_rays(
-            field_of([planes], self.weights, self.radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius,
+            field_of(planes, self.weights, self.radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius,
             c.latent_samples, c.latent_samples, self.rng,
         )
         rgb = out["rgb"].transpose(1, 2).view(1, 3, size, size)
@@ -210,13 +212,14 @@ class Inversion:
         return losses | {"latent": c.lambda_latent * pull, "camera": c.lambda_camera * self.camera.deviation()}
 
     def _begin_detail(self) -> None:
-        """Freeze planes and camera, cache the photo's rays, make an empty grid. A pure function of latent and camera."""
+        """Freeze planes and camera, cache the photo's rays, make an empty grid: a function of latent and camera."""
         c = self.cfg
         with torch.no_grad():
-            self.planes_fixed = self.prior.synthesize(self.latent).detach()
+            self.planes_fixed = [level.detach() for level in self.prior.synthesize(self.latent)]
             rays_o, rays_d = self.camera.rays(c.detail_size)
             small_o, small_d = self.camera.rays(min(SURFACE_SIZE, c.detail_size))
-        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, small_o, small_d).resized(c.detail_size)
+        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, small_o, small_d)
+        surface = surface.resized(c.detail_size)
         target = self.detail_target = self.target.resized(c.detail_size)
         shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
         self.gate = visibility_gate(surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device)
@@ -224,21 +227,24 @@ class Inversion:
         touched = (target.alpha[0, 0] > 0.004) | (surface.opacity > 0.004)
         keep = touched & (target.valid[0, 0] > 0)
         self.cache = build_cache(
-            self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples, c.detail_thickness
-        )
+            self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples,
+            c.detail_thickness,
+        )  # fmt: skip
         self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True)
         self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long)
         self.row_of_pixel[self.cache.index] = torch.arange(len(self.cache.index))
-        self.optimizer = torch.optim.Adam([{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99), eps=1e-15)
+        self.optimizer = torch.optim.Adam(
+            [{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99), eps=1e-15
+        )
 
     def _detail_pixels(self) -> tuple:
-        """Rows and columns of this step: a dense or a strided window by turns; a window, so that the perceptual loss sees an image."""
+        """Rows and columns of this step: a dense or a strided window by turns; the perceptual loss needs an image."""
         c = self.cfg
         side = min(int(c.detail_rays**0.5), c.detail_size)
         largest = max(1, c.detail_size // side)
         stride = 1 if self.step % 2 else largest
         room = c.detail_size - stride * (side - 1)
-        slack = stride * side // 2  # windows may hang over the edge and are pushed back, so that corners get their share
+        slack = stride * side // 2  # windows over the edge are pushed back, so that corners get their share
         y0, x0 = torch.randint(-slack, room + slack, (2,), generator=self.rng).clamp(0, room - 1).tolist()
         return y0 + stride * torch.arange(side), x0 + stride * torch.arange(side)
 
@@ -266,14 +272,19 @@ class Inversion:
         losses["smooth"] = c.lambda_smooth * total_variation(gated)
         return losses
 
+    @property
+    def has_detail(self) -> bool:
+        """Whether `planes` ends with a detail grid."""
+        return self.grid is not None and self.cfg.detail_steps > 0
+
     def planes(self) -> list:
-        """The result as a pyramid: the prior's planes and the gated detail grid (frontal plane only)."""
+        """The result as a pyramid: the prior's planes and, from the detail stage on, the gated detail grid."""
         with torch.no_grad():
-            base = self.prior.synthesize(self.latent).detach()
-        if self.grid is None or self.cfg.detail_steps == 0:
-            return [base]
+            base = [level.detach() for level in self.prior.synthesize(self.latent)]
+        if not self.has_detail:
+            return base
         grid = self.grid.detach() if self.stage == "done" else (self.grid * self.gate).detach()
-        return [base, grid]
+        return [*base, grid]
 
 
 def psnr_inside(rgb: Tensor, alpha: Tensor, target: Target) -> float:

@@ -1,6 +1,5 @@
 """MatteNet: a small U-Net from a canonical crop to its soft alpha, and its weight file."""
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import EnvironmentProblem, UsageError
+from ..files import write_bytes, write_text
 from ..optional import require
 
 MATTE_SIZE = 256
@@ -116,13 +116,9 @@ def save_matte_net(net: MatteNet, path, card: dict) -> None:
     """
     safetensors = require("safetensors.torch", extra="photo", package="safetensors")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in net.state_dict().items()}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(safetensors.save(tensors))
-    os.replace(temporary, path)
-    temporary.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path.with_suffix(".json"))
+    write_bytes(path, safetensors.save(tensors))
+    write_text(path.with_suffix(".json"), json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 
 def load_matte_net(path=None) -> MatteNet:

@@ -8,7 +8,6 @@ import argparse
 import copy
 import logging
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..files import atomic_path
 from .composites import make_batch
 from .matte_data import load_pool, read_frames, split_pool
 from .matte_loss import matte_loss
@@ -136,9 +136,8 @@ def train(trainer: MatteTrainer, out: Path, log_every: int = 100) -> Path:
 
 
 def _save(trainer: MatteTrainer, out: Path) -> Path:
-    temporary = out / "matte_train.tmp"
-    torch.save(trainer.state(), temporary)
-    os.replace(temporary, out / "matte_train.pt")
+    with atomic_path(out / "matte_train.pt") as partial:
+        torch.save(trainer.state(), partial)
     path = out / "matte.safetensors"
     save_matte_net(trainer.average, path, model_card(trainer))
     return path

@@ -12,6 +12,8 @@ def uniform(shape: tuple, low: float, high: float, generator: torch.Generator, d
 def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """One photometric change a sample, the same for all of its views: gain per channel, exposure, gamma, saturation.
 
+    One sample in ten becomes grey, as old photographs are.
+
     Args: rgb (B, ..., 3) in [0, 1]; strength (B,) in [0, 1]. Returns: the same shape, clamped to [0, 1].
     """
     b, device = rgb.shape[0], rgb.device
@@ -24,7 +26,9 @@ def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> 
     exposure = torch.exp(draw(-0.3, 0.3) + draw(-0.08, 0.08, 3))
     gamma = torch.exp(draw(-0.3, 0.3))
     grey = rgb.mean(dim=-1, keepdim=True)
-    out = grey + (rgb - grey) * torch.exp(draw(-0.35, 0.35))
+    coloured = (uniform((*shape, 1), 0.0, 1.0, generator, device) >= 0.1).to(rgb) * strength.view(*shape, 1)
+    coloured = coloured + 1 - strength.view(*shape, 1)
+    out = grey + (rgb - grey) * torch.exp(draw(-0.35, 0.35)) * coloured
     out = (out.clamp(0.0, 1.0) ** gamma) * exposure
     return out.clamp(0.0, 1.0)
 
@@ -75,8 +79,8 @@ def unknown_border(b: int, size: int, generator: torch.Generator, device, probab
     """
     position = torch.arange(size, device=device) / size
     on = (torch.rand((b, 4), generator=generator, device=device) < probability / 2).float()
-    limit = torch.tensor([0.30, 0.12, 0.12, 0.05], device=device)  # bottom, left, right, top
-    cut = on * torch.rand((b, 4), generator=generator, device=device) * limit
-    vertical = (position[None] < 1 - cut[:, :1]) & (position[None] >= cut[:, 3:4])
-    horizontal = (position[None] >= cut[:, 1:2]) & (position[None] < 1 - cut[:, 2:3])
+    cut = on * torch.rand((b, 4), generator=generator, device=device)
+    bottom, left, right, top = (cut[:, k : k + 1] * limit for k, limit in enumerate((0.30, 0.12, 0.12, 0.05)))
+    vertical = (position[None] < 1 - bottom) & (position[None] >= top)
+    horizontal = (position[None] >= left) & (position[None] < 1 - right)
     return (vertical[:, None, :, None] & horizontal[:, None, None, :]).float()

@@ -68,6 +68,6 @@ class BundledPrior(nn.Module):
         """Random heads. Args: z (B, z_dim) standard normal; truncation in [0, 1]."""
         return Latent(self.generator.broadcast(self.generator.mapping(z), truncation), {})
 
-    def synthesize(self, latent: Latent) -> Tensor:
-        """Planes (B, 3, C, R, R) of a latent; differentiable in the latent."""
+    def synthesize(self, latent: Latent) -> list[Tensor]:
+        """Planes (B, 3, C, R, R) and frontal grid (B, 1, C, L, R, R) of a latent; differentiable in the latent."""
         return self.generator.synthesis(latent.ws, latent.features)

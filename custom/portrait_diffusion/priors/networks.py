@@ -25,15 +25,25 @@ class PriorSpec:
     plane_resolution: int = 128
     decoder_hidden: int = 64
     channels: dict = field(default_factory=lambda: {4: 256, 8: 256, 16: 256, 32: 256, 64: 128, 128: 64})
+    frontal_layers: int = 2
+    """Layers of the frontal grid, from the back of the box to its front: what is behind a face has its own features."""
     encoder_channels: dict = field(default_factory=lambda: {128: 48, 64: 96, 32: 160, 16: 224, 8: 224, 4: 224})
-    injected: tuple = (16, 32, 64)
-    """Resolutions at which the encoder adds spatial features to the synthesis network (besides W+)."""
+    injected: tuple = (16,)
+    """Resolutions at which the encoder adds features to the trunk of the synthesis network (besides W+): all planes."""
+    frontal: tuple = (32, 64, 128)
+    """Resolutions at which the encoder adds features to the foremost frontal layer alone: what the photo shows."""
     encoder_input: int = 256
 
     def __post_init__(self):
         self.channels = {int(k): int(v) for k, v in self.channels.items()}
         self.encoder_channels = {int(k): int(v) for k, v in self.encoder_channels.items()}
         self.injected = tuple(int(r) for r in self.injected)
+        self.frontal = tuple(int(r) for r in self.frontal)
+
+    @property
+    def feature_channels(self) -> dict:
+        """Channels of the encoder's feature maps by resolution."""
+        return {r: self.channels[r] for r in self.injected} | {r: self.plane_channels for r in self.frontal}
 
     @property
     def resolutions(self) -> list:
@@ -70,7 +80,7 @@ class MappingNetwork(nn.Module):
     def __init__(self, spec: PriorSpec):
         super().__init__()
         dims = [spec.z_dim] + [spec.w_dim] * spec.mapping_layers
-        self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=0.1) for a, b in zip(dims[:-1], dims[1:])])
+        self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=0.3) for a, b in zip(dims[:-1], dims[1:])])
         self.register_buffer("w_mean", torch.zeros(spec.w_dim))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -124,12 +134,17 @@ def upsample2(x: Tensor) -> Tensor:
 
 
 class SynthesisNetwork(nn.Module):
-    """W+ (and optional spatial features of an encoder) to three feature planes."""
+    """W+ (and optional spatial features of an encoder) to three feature planes and a frontal grid.
+
+    A tri-plane gives the front and the back of a head the same frontal features, which is one source of faces on the
+    back of heads; the grid's layers along depth separate them (the idea of tri-grids: An et al., "PanoHead", CVPR 2023,
+    section 3.2; here for the frontal plane only).
+    """
 
     def __init__(self, spec: PriorSpec):
         super().__init__()
         self.spec = spec
-        ch, out = spec.channels, 3 * spec.plane_channels
+        ch, out = spec.channels, (3 + spec.frontal_layers) * spec.plane_channels
         self.const = nn.Parameter(torch.randn(ch[4], 4, 4))
         self.conv0, self.conv1, self.to_planes = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for res in spec.resolutions:
@@ -138,31 +153,36 @@ class SynthesisNetwork(nn.Module):
             self.conv1[str(res)] = ModulatedConv(ch[res], ch[res], spec.w_dim)
             self.to_planes[str(res)] = ModulatedConv(ch[res], out, spec.w_dim, kernel=1, demodulate=False)
 
-    def forward(self, ws: Tensor, features: dict | None = None) -> Tensor:
+    def forward(self, ws: Tensor, features: dict | None = None) -> list[Tensor]:
         """Feature planes of a head.
 
         Args:
             ws: (B, num_ws, w_dim) style vectors.
-            features: optional {resolution: (B, channels[resolution], resolution, resolution)}, added before the
-                first convolution's activation at that resolution; absent resolutions add nothing.
-        Returns: planes (B, 3, plane_channels, R, R).
+            features: optional {resolution: (B, feature_channels[resolution], resolution, resolution)}; those of
+                `spec.injected` are added before the first convolution's activation, those of `spec.frontal` to the
+                output of the foremost frontal layer. Absent resolutions add nothing.
+        Returns: planes (B, 3, C, R, R) and frontal grid (B, 1, C, L, R, R), a pyramid for `ops.triplane.sample_planes`.
         """
         features = features or {}
+        front = (2 + self.spec.frontal_layers) * self.spec.plane_channels  # first channel of the foremost layer
         x = self.const.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
         planes, index = None, 0
         for res in self.spec.resolutions:
             if res > 4:
                 x = self.conv0[str(res)](upsample2(x), ws[:, index])
                 index += 1
-                if res in features:
+                if res in self.spec.injected and res in features:
                     x = x + features[res].to(x.dtype)
                 x = lrelu(x)
             x = lrelu(self.conv1[str(res)](x, ws[:, index]))
             index += 1
             skip = self.to_planes[str(res)](x, ws[:, min(index, self.spec.num_ws - 1)])
+            if res in self.spec.frontal and res in features:
+                skip = torch.cat([skip[:, :front], skip[:, front:] + features[res].to(skip.dtype)], dim=1)
             planes = skip if planes is None else upsample2(planes) + skip
         b, _, h, w = planes.shape
-        return planes.view(b, 3, self.spec.plane_channels, h, w)
+        planes = planes.view(b, -1, self.spec.plane_channels, h, w)
+        return [planes[:, :3], planes[:, 3:].transpose(1, 2)[:, None]]
 
 
 class PlaneDecoder(nn.Module):
@@ -173,20 +193,26 @@ class PlaneDecoder(nn.Module):
     gain the planes grow until they provide it (a standard deviation near 50 was seen), and half precision is lost on
     colours."""
 
+    CHROMA_GAIN = 0.3
+    """Gain of the two colour differences against brightness: portraits vary mostly in brightness, and small networks
+    answer with rainbow blotches when all three colours are learnt alike."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.hidden = Linear(channels, hidden)
         self.out = Linear(hidden, 4)
-        self.register_buffer("out_gain", torch.tensor([self.DENSITY_GAIN, 1.0, 1.0, 1.0]))
+        mix = torch.zeros(4, 4)
+        mix[0, 0] = self.DENSITY_GAIN
+        mix[1:, 1] = 1.0  # brightness; the columns are orthogonal
+        mix[1:, 2] = self.CHROMA_GAIN * math.sqrt(1.5) * torch.tensor([1.0, -1.0, 0.0])
+        mix[1:, 3] = self.CHROMA_GAIN * math.sqrt(0.5) * torch.tensor([1.0, 1.0, -2.0])
+        self.register_buffer("out_mix", mix)
 
     def weights(self) -> tuple:
-        """Effective (w1, b1, w2, b2) with the learning-rate scaling folded in."""
-        return (
-            self.hidden.weight * self.hidden.gain,
-            self.hidden.bias,
-            self.out.weight * (self.out.gain * self.out_gain)[:, None],
-            self.out.bias * self.out_gain,
-        )
+        """Effective (w1, b1, w2, b2): run-time gains and the mixing of the outputs folded in."""
+        out = torch.cat([self.out.weight * self.out.gain, self.out.bias[:, None]], dim=1)
+        out = (self.out_mix[:, :, None] * out).sum(dim=1)  # not a matrix product, which TF32 would round
+        return self.hidden.weight * self.hidden.gain, self.hidden.bias, out[:, :-1], out[:, -1]
 
 
 class Generator(nn.Module):
@@ -266,12 +292,12 @@ class Encoder(nn.Module):
         self.w_base = nn.Linear(code, spec.w_dim)
         self.w_delta = nn.Linear(code, spec.num_ws * spec.w_dim)
         self.up, self.merge, self.inject = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for res in (8, 16, 32, 64):
-            if res <= max(spec.injected, default=0):
+        for res in (8, 16, 32, 64, 128):
+            if res <= max(spec.feature_channels, default=0):
                 self.up[str(res)] = nn.Conv2d(ch[res // 2], ch[res], 1)
                 self.merge[str(res)] = nn.Conv2d(2 * ch[res], ch[res], 3, padding=1)
-        for res in spec.injected:
-            self.inject[str(res)] = nn.Conv2d(ch[res], spec.channels[res], 1)
+        for res, channels in spec.feature_channels.items():
+            self.inject[str(res)] = nn.Conv2d(ch[res], channels, 1)
             nn.init.zeros_(self.inject[str(res)].weight)
             nn.init.zeros_(self.inject[str(res)].bias)
         nn.init.zeros_(self.w_delta.weight)
@@ -292,12 +318,12 @@ class Encoder(nn.Module):
         delta = self.w_delta(code).view(-1, self.spec.num_ws, self.spec.w_dim)
         ws = self.w_base(code)[:, None, :] + delta
         features, top = {}, maps[4]
-        for res in (8, 16, 32, 64):
+        for res in (8, 16, 32, 64, 128):
             if str(res) not in self.up:
                 break
             lifted = self.up[str(res)](upsample2(top))
             top = F.leaky_relu(self.merge[str(res)](torch.cat([lifted, maps[res]], dim=1)), 0.2)
-            if res in self.spec.injected:
+            if str(res) in self.inject:
                 features[res] = self.inject[str(res)](top)
         return ws, delta, features
 

@@ -9,13 +9,13 @@ from ..ops.triplane import PLANE_AXES, DecoderWeights, colour_activation, decode
 from ..ops.volrend import render_rays
 
 
-def plane_features(planes: Tensor, coords: Tensor) -> Tensor:
+def plane_features(levels: list[Tensor], coords: Tensor) -> Tensor:
     """`sample_planes`, through the Triton kernels on a GPU (bfloat16 out) where coordinates need no gradient."""
-    if planes.is_cuda and not coords.requires_grad and planes.dim() == 5:
+    if levels[0].is_cuda and not coords.requires_grad:
         from ..ops.triplane_triton import SampleTriplanes
 
-        return SampleTriplanes.apply(planes, coords, PLANE_AXES, torch.bfloat16)
-    return sample_planes(planes, coords)
+        return sum(SampleTriplanes.apply(level, coords, PLANE_AXES, torch.bfloat16) for level in levels)
+    return sample_planes(levels, coords)
 
 
 def decode_half(features: Tensor, weights: DecoderWeights) -> Tensor:
@@ -26,13 +26,13 @@ def decode_half(features: Tensor, weights: DecoderWeights) -> Tensor:
 
 
 def render_planes(
-    planes: Tensor, weights: tuple, rays_o: Tensor, rays_d: Tensor, coarse: int, fine: int,
+    planes: list[Tensor], weights: tuple, rays_o: Tensor, rays_d: Tensor, coarse: int, fine: int,
     generator: torch.Generator | None,
 ) -> dict:
     """Render M images, each from its own planes.
 
     Args:
-        planes: (M, 3, C, R, R); weights: four decoder tensors.
+        planes: levels of a pyramid, (M, 3 or 1, C, [D,] R, R) each; weights: four decoder tensors.
         rays_o, rays_d: (M, H, W, 3) world space.
         coarse, fine: samples a ray; generator: None renders deterministically.
     Returns: rgb (M, 3, H, W) premultiplied, opacity (M, 1, H, W), depth (M, 1, H, W) along the ray.
@@ -47,5 +47,5 @@ def render_planes(
         return density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
 
     flat_o, flat_d = rays_o.reshape(m, h * w, 3), rays_d.reshape(m, h * w, 3)
-    out = render_rays(field, flat_o, flat_d, BOX_RADIUS, coarse, fine, generator, compact=not planes.is_cuda)
+    out = render_rays(field, flat_o, flat_d, BOX_RADIUS, coarse, fine, generator, compact=not planes[0].is_cuda)
     return {k: out[k].transpose(1, 2).reshape(m, -1, h, w) for k in ("rgb", "opacity", "depth")}

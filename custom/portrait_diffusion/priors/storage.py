@@ -1,6 +1,5 @@
 """Prior weights: safetensors with the sizes in the header, half precision on disk, float32 in memory."""
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import EnvironmentProblem, UsageError
+from ..files import atomic_path
 from .networks import PriorSpec
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -29,12 +29,10 @@ def save_weights(module: nn.Module, path: str | Path, spec: PriorSpec, kind: str
     from safetensors.torch import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().to(torch.float16).contiguous() for k, v in module.state_dict().items()}
     header = {"kind": kind, "spec": json.dumps(asdict(spec)), **{k: str(v) for k, v in (info or {}).items()}}
-    temporary = path.with_suffix(".tmp")
-    save_file(state, str(temporary), metadata=header)
-    os.replace(temporary, path)
+    with atomic_path(path) as partial:
+        save_file(state, str(partial), metadata=header)
     return path
 
 
@@ -75,7 +73,7 @@ def load_spec(path: str | Path, kind: str) -> PriorSpec:
 
 def _check_sizes(spec: PriorSpec) -> None:
     """Raise ValueError for sizes that no network of ours has, so that a hostile header cannot ask for all memory."""
-    compound = ("channels", "encoder_channels", "injected")
+    compound = ("channels", "encoder_channels", "injected", "frontal")
     numbers = {name: value for name, value in vars(spec).items() if name not in compound}
     numbers |= {f"channels[{r}]": c for r, c in spec.channels.items()}
     numbers |= {f"encoder_channels[{r}]": c for r, c in spec.encoder_channels.items()}
@@ -91,6 +89,8 @@ def _check_sizes(spec: PriorSpec) -> None:
     missing = [f"channels[{r}]" for r in spec.resolutions if r not in spec.channels]
     missing += [f"encoder_channels[{2**i}]" for i in range(2, 8) if 2**i not in spec.encoder_channels]
     missing += [f"injected {r}" for r in spec.injected if r not in (8, 16, 32, 64) or r not in spec.channels]
+    missing += [f"frontal {r}" for r in spec.frontal if r not in (8, 16, 32, 64, 128) or r not in spec.channels]
+    missing += [f"both injected and frontal {r}" for r in spec.frontal if r in spec.injected]
     if missing:
         raise ValueError(f"there are no sizes for {', '.join(missing)}")
 

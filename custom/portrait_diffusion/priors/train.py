@@ -12,26 +12,26 @@ import copy
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.cameras import get_rays
+from ..files import atomic_path, write_text
 from .alignment import encoder_input
+from .assess import evaluate, reconstruction_sheet, sample_sheet
 from .augment import affine_jitter, colour_jitter, degrade, unknown_border
 from .data import MultiViewData, load_shards, read_manifest
+from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
+from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
 from .render import render_planes
 from .storage import save_weights
 
 log = logging.getLogger("portrait_diffusion")
-PATCH = 64
 
 
 @dataclass
@@ -48,22 +48,27 @@ class TrainConfig:
     lr_encoder: float = 3.0e-4
     lr_discriminator: float = 3.0e-4
     w_alpha: float = 1.0
+    w_square: float = 2.0
+    """Weight of the squared error of colour over white: what one photo leaves open is answered with the mean."""
     w_perceptual: float = 0.6
     w_depth: float = 1.0
     w_adversarial: float = 0.02
     w_sampled: float = 0.05
     w_latent: float = 0.01
-    w_delta: float = 0.002
-    r1_gamma: float = 1.0
+    w_delta: float = 0.05
+    """Pull of W+ to one w for all layers, so that latents of the mapping network and of the encoder are alike."""
+    r1_gamma: float = 0.03
     r1_every: int = 16
     adversarial_from: float = 0.15
     """Share of the budget after which the adversarial terms come in (linearly over another 0.15)."""
     drop_features: float = 0.25
     """Share of subjects whose spatial features are dropped, so that W+ alone explains a head too."""
-    ema_halflife_steps: float = 600.0
+    ema_halflife_steps: float = 1000.0
     decay_from: float = 0.6
     """Share of the budget after which learning rates fall (cosine) to a twentieth."""
     total_seconds: float = 1500.0
+    cuda_graphs: bool = True
+    """Replay the step as CUDA graphs (about twice as fast); without effect on a CPU."""
     seed: int = 0
 
 
@@ -88,30 +93,29 @@ class Trainer:
         self.critic = LatentCritic(spec.w_dim).to(device)
         self.ema = nn.ModuleDict({"generator": self.generator, "encoder": self.encoder})
         self.ema = copy.deepcopy(self.ema).requires_grad_(False)
+        fused = device.type == "cuda"
+        makers = [*self.generator.parameters()], [*self.encoder.parameters()]
+        judges = [*self.discriminator.parameters(), *self.critic.parameters()]
         self.opt_g = torch.optim.Adam(
-            [
-                {"params": self.generator.synthesis.parameters(), "base": config.lr_generator},
-                {"params": self.generator.decoder.parameters(), "base": config.lr_generator},
-                {"params": self.generator.mapping.parameters(), "base": config.lr_generator},
-                {"params": self.encoder.parameters(), "base": config.lr_encoder},
-            ],
-            lr=1e-3,
-            betas=(0.5, 0.99),
-        )
+            [{"params": makers[0], "base": config.lr_generator}, {"params": makers[1], "base": config.lr_encoder}],
+            lr=1e-3, betas=(0.5, 0.99), fused=fused,
+        )  # fmt: skip
         self.opt_d = torch.optim.Adam(
-            [
-                {
-                    "params": [*self.discriminator.parameters(), *self.critic.parameters()],
-                    "base": config.lr_discriminator,
-                }
-            ],
-            lr=1e-3,
-            betas=(0.0, 0.99),
+            [{"params": judges, "base": config.lr_discriminator}], lr=1e-3, betas=(0.0, 0.99), fused=fused
         )
         self.rng = torch.Generator(device=device).manual_seed(config.seed + 1)
         self.step, self.seconds, self.history = 0, 0.0, []
         front = (data.azimuth.abs() <= 32) & (data.elevation.abs() <= 16)
-        self.front_weight = front.float() + 1e-6  # every subject has view 0 in front
+        self.front = front.float()
+        self.front[:, 0] = 1.0  # every subject has view 0 in front
+        self.adversarial = torch.zeros((), device=device)
+        graphs = config.cuda_graphs and device.type == "cuda"
+        both = makers[0] + makers[1]
+        self.make_plain = GraphedBackward(lambda: self.make(False), both, self.rng, graphs)
+        self.make_judged = GraphedBackward(lambda: self.make(True), both, self.rng, graphs)
+        self.judge_plain = GraphedBackward(lambda: self.judge_losses(False), judges, self.rng, graphs)
+        self.judge_r1 = GraphedBackward(lambda: self.judge_losses(True), judges, self.rng, graphs)
+        self.made: dict = {}
 
     # ---- batches -------------------------------------------------------------------------------------------------
     def rand(self, *shape: int) -> Tensor:
@@ -121,32 +125,30 @@ class Trainer:
         """A batch: encoder input and two target patches a subject (one front-ish, one anywhere)."""
         d, c = self.data, self.config
         n = torch.randint(len(d), (c.batch,), generator=self.rng, device=d.device)
-        views = d.rgba.shape[1]
-        source = torch.multinomial(self.front_weight[n], 1, generator=self.rng).squeeze(1)
-        near = torch.multinomial(self.front_weight[n], 1, generator=self.rng).squeeze(1)
-        anywhere = torch.randint(views, (c.batch,), generator=self.rng, device=d.device)
+        views, b = d.rgba.shape[1], c.batch
+        source, near = ((self.front[n] * (self.rand(b, views) + 1e-3)).argmax(dim=1) for _ in range(2))
+        anywhere = torch.randint(views, (b,), generator=self.rng, device=d.device)
         chosen = torch.stack([source, near, anywhere], dim=1)  # (B, 3)
+        flip = self.rand(b) < 0.5
         rgba = d.rgba[n[:, None], chosen].float() / 255.0  # (B, 3, S, S, 4)
-        strength = (self.rand(c.batch) < 0.7).float()
+        rgba = torch.where(flip[:, None, None, None, None], rgba.flip(3), rgba)
+        strength = (self.rand(b) < 0.7).float()
         rgb = colour_jitter(rgba[..., :3], strength, self.rng)
         images = torch.cat([rgb * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(0, 1, 4, 2, 3)  # premultiplied
-        b = c.batch
         colour, alpha = degrade(images[:, 0, :3], images[:, 0, 3:], self.rng)
         valid = unknown_border(b, d.size, self.rng, d.device)
         jittered = affine_jitter(torch.cat([colour, alpha, valid], dim=1), self.rng)
         noise = 4.0 * torch.randn((2, b), generator=self.rng, device=d.device)
+        azimuth = torch.where(flip, -d.azimuth[n, source], d.azimuth[n, source])
         x = encoder_input(
             jittered[:, :3], jittered[:, 3:4], jittered[:, 4:5],
-            d.azimuth[n, source] + noise[0], d.elevation[n, source] + noise[1], self.spec.encoder_input,
-        )
+            azimuth + noise[0], d.elevation[n, source] + noise[1], self.spec.encoder_input,
+        )  # fmt: skip
         target = chosen[:, 1:].reshape(-1)
-        subject = n[:, None].expand(-1, 2).reshape(-1)
-        return {
-            "x": x,
-            **self.patches(images[:, 1:].reshape(2 * b, 4, d.size, d.size), subject, target),
-        }
+        subject, flipped = (v[:, None].expand(-1, 2).reshape(-1) for v in (n, flip))
+        return {"x": x, **self.patches(images[:, 1:].reshape(2 * b, 4, d.size, d.size), subject, target, flipped)}
 
-    def patches(self, images: Tensor, subject: Tensor, view: Tensor) -> dict:
+    def patches(self, images: Tensor, subject: Tensor, view: Tensor, flip: Tensor) -> dict:
         """64² patches: half of the rows see the whole frame at half resolution, half a window at full resolution.
 
         Rows 2k and 2k + 1 are two views of a subject, the first in front; the kinds alternate with k, so that front
@@ -168,13 +170,15 @@ class Trainer:
         target = torch.where(whole[:, None, None, None], small, crop)
         scale = torch.where(whole, 1.0, 0.5)
         offset = origin.float() / d.size
+        azimuth = torch.where(flip, -d.azimuth[subject, view], d.azimuth[subject, view])
         out = {
-            "target": target, "c2w": d.c2w[subject, view], "fovy": d.fovy[subject, view],
+            "target": target, "c2w": mirror_view(d.c2w[subject, view], flip), "fovy": d.fovy[subject, view],
             "scale": scale, "offset": offset,
-            "condition": camera_condition(d.azimuth[subject, view], d.elevation[subject, view], scale, offset),
+            "condition": camera_condition(azimuth, d.elevation[subject, view], scale, offset),
         }
         if d.depth is not None:
             depth = d.depth[subject, view].float()[:, None]
+            depth = torch.where(flip[:, None, None, None], depth.flip(3), depth)
             hit = (depth > 0).float()
             pooled = F.avg_pool2d(depth, 2) / F.avg_pool2d(hit, 2).clamp(min=1e-6)
             pooled_hit = (F.avg_pool2d(hit, 2) > 0.99).float()
@@ -199,8 +203,8 @@ class Trainer:
     def autocast(self):
         return torch.autocast(self.data.device.type, dtype=torch.bfloat16, enabled=self.data.device.type != "cpu")
 
-    def render(self, planes: Tensor, cams: dict, size: int = PATCH, generator: torch.Generator | None = None) -> dict:
-        rays_o, rays_d = patch_rays(cams["c2w"], cams["fovy"], cams["scale"], cams["offset"], size)
+    def render(self, planes: list[Tensor], cams: dict, generator: torch.Generator | None = None) -> dict:
+        rays_o, rays_d = patch_rays(cams["c2w"], cams["fovy"], cams["scale"], cams["offset"], PATCH)
         return render_planes(
             planes, self.generator.decoder.weights(), rays_o, rays_d, self.config.coarse, self.config.fine, generator
         )
@@ -222,9 +226,25 @@ class Trainer:
         return adversarial
 
     def train_step(self) -> dict:
-        """One generator and one discriminator update. Returns scalars for the log."""
-        c, d = self.config, self.data
+        """One generator and, once the adversarial terms come near, one discriminator update. Returns scalars."""
+        c = self.config
         adversarial = self.learning_rates()
+        self.adversarial.fill_(adversarial)
+        judged = self.seconds / c.total_seconds > c.adversarial_from - 0.05
+        losses = self.make_judged() if judged else self.make_plain()
+        nn.utils.clip_grad_norm_([p for g in self.opt_g.param_groups for p in g["params"]], 1.0)
+        self.opt_g.step()
+        self.generator.mapping.track(self.made["w"] if adversarial > 0 else self.made["ws"].mean(dim=1))
+        if judged:
+            losses = losses | (self.judge_r1() if self.step % c.r1_every == 0 else self.judge_plain())
+            self.opt_d.step()
+        self.update_ema()
+        self.step += 1
+        return losses
+
+    def make(self, judged: bool) -> dict:
+        """Gradients of generator and encoder on a fresh batch; keeps in `made` what the discriminator needs."""
+        c, d = self.config, self.data
         batch = self.draw()
         with self.autocast():
             ws, delta, features = self.encoder(batch["x"])
@@ -234,70 +254,65 @@ class Trainer:
             w = self.generator.mapping(z)
             all_ws = torch.cat([ws, w[:, None].expand(-1, self.spec.num_ws, -1)])
             all_features = {r: torch.cat([f, f.new_zeros(c.sampled, *f.shape[1:])]) for r, f in features.items()}
-            planes = self.generator.synthesis(all_ws, all_features).float()
+            planes = [level.float() for level in self.generator.synthesis(all_ws, all_features)]
         cams = self.cameras(c.sampled)
         both = {k: torch.cat([batch[k], cams[k]]) for k in ("c2w", "fovy", "scale", "offset", "condition")}
-        index = torch.cat([torch.arange(c.batch, device=d.device).repeat_interleave(2),
-                           torch.arange(c.batch, c.batch + c.sampled, device=d.device)])
-        out = self.render(planes[index], both, generator=self.rng)
+        index = torch.cat([torch.arange(c.batch, device=d.device).repeat_interleave(2, output_size=2 * c.batch),
+                           torch.arange(c.batch, c.batch + c.sampled, device=d.device)])  # fmt: skip
+        out = self.render([level.index_select(0, index) for level in planes], both, generator=self.rng)
         m = 2 * c.batch
-        rgb, alpha = out["rgb"][:m], out["opacity"][:m]
         target_rgb, target_alpha = batch["target"][:, :3], batch["target"][:, 3:]
+        fake = torch.cat([over_white(out["rgb"], out["opacity"]), out["opacity"]], dim=1)
+        real = torch.cat([over_white(target_rgb, target_alpha), target_alpha], dim=1)
         losses = {
-            "rgb": (rgb - target_rgb).abs().mean(),
-            "alpha": c.w_alpha * (alpha - target_alpha).abs().mean(),
+            "rgb": (out["rgb"][:m] - target_rgb).abs().mean(),
+            "alpha": c.w_alpha * (out["opacity"][:m] - target_alpha).abs().mean(),
+            "square": c.w_square * (fake[:m, :3] - real[:, :3]).square().mean(),
             "delta": c.w_delta * delta.float().square().mean(),
         }
         if "depth" in batch:
             solid = (batch["depth"] > 0) & (target_alpha > 0.99)
             error = (out["depth"][:m] - batch["depth"]).abs().clamp(max=0.2)
             losses["depth"] = c.w_depth * (error * solid).sum() / solid.sum().clamp(min=1)
-        fake = torch.cat([over_white(out["rgb"], out["opacity"]), out["opacity"]], dim=1)
-        real = torch.cat([over_white(target_rgb, target_alpha), target_alpha], dim=1)
         if self.perceptual is not None:
             with self.autocast():
                 losses["perceptual"] = c.w_perceptual * self.perceptual(fake[:m, :3], real[:, :3]).float().mean()
-        if adversarial > 0:
+        self.discriminator.requires_grad_(False), self.critic.requires_grad_(False)
+        if judged:
             with self.autocast():
                 logits = self.judge(fake, both["condition"], m)
                 latent = self.critic(w).float()
-            losses["adversarial"] = adversarial * c.w_adversarial * F.softplus(-logits[:m]).mean()
-            losses["sampled"] = adversarial * c.w_sampled * F.softplus(-logits[m:]).mean()
-            losses["latent"] = c.w_latent * F.softplus(-latent).mean()
-        self.opt_g.zero_grad(set_to_none=True)
-        self.discriminator.requires_grad_(False), self.critic.requires_grad_(False)
+            losses["adversarial"] = self.adversarial * c.w_adversarial * F.softplus(-logits[:m]).mean()
+            losses["sampled"] = self.adversarial * c.w_sampled * F.softplus(-logits[m:]).mean()
+            losses["latent"] = self.adversarial * c.w_latent * F.softplus(-latent).mean()
         sum(losses.values()).backward()
         self.discriminator.requires_grad_(True), self.critic.requires_grad_(True)
-        nn.utils.clip_grad_norm_([p for g in self.opt_g.param_groups for p in g["params"]], 1.0)
-        self.opt_g.step()
-        self.generator.mapping.track(w.detach() if adversarial > 0 else ws.detach().mean(dim=1))
-        log_values = {k: v.detach() for k, v in losses.items()}
-        if self.seconds / c.total_seconds > c.adversarial_from - 0.05:
-            log_values |= self.discriminator_step(real, batch["condition"], fake.detach(), both["condition"], ws, w)
-        self.update_ema()
-        self.step += 1
-        return log_values
+        self.made = {
+            "real": real, "real_condition": batch["condition"], "fake": fake.detach(),
+            "fake_condition": both["condition"], "ws": ws.detach().float(), "w": w.detach().float(),
+        }  # fmt: skip
+        return {k: v.detach() for k, v in losses.items()}
 
-    def discriminator_step(self, real, real_condition, fake, fake_condition, ws, w) -> dict:
-        c = self.config
+    def judge_losses(self, penalise: bool) -> dict:
+        """Gradients of discriminator and critic on the pictures of the last `make`; R1 now and then ("lazy")."""
+        c, made = self.config, self.made
+        real, ws = made["real"], made["ws"]
         with self.autocast():
-            on_fake = self.judge(fake, fake_condition, len(real))
-            on_real = self.discriminator(real, real_condition).float()
+            on_fake = self.judge(made["fake"], made["fake_condition"], len(real))
+            on_real = self.discriminator(real, made["real_condition"]).float()
             pick = torch.randint(ws.shape[1], (ws.shape[0],), generator=self.rng, device=ws.device)
-            latent_real = ws.detach()[torch.arange(ws.shape[0], device=ws.device), pick].float()
-            critic_real, critic_fake = self.critic(latent_real).float(), self.critic(w.detach()).float()
+            point = ws[torch.arange(ws.shape[0], device=ws.device), pick].float()
+            critic_real, critic_fake = self.critic(point).float(), self.critic(made["w"]).float()
         loss = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
         loss = loss + F.softplus(critic_fake).mean() + F.softplus(-critic_real).mean()
-        if self.step % c.r1_every == 0:
+        if penalise:
             image = real.detach().float().requires_grad_(True)
-            point = latent_real.requires_grad_(True)
-            logits = self.discriminator(image, real_condition).sum() + self.critic(point).sum()
+            point = point.requires_grad_(True)
+            logits = self.discriminator(image, made["real_condition"]).sum() + self.critic(point).sum()
             g_image, g_point = torch.autograd.grad(logits, (image, point), create_graph=True)
             penalty = g_image.square().sum(dim=(1, 2, 3)).mean() * c.r1_gamma + g_point.square().sum(dim=1).mean()
             loss = loss + 0.5 * c.r1_every * penalty
-        self.opt_d.zero_grad(set_to_none=True)
         loss.backward()
-        self.opt_d.step()
         return {"d": loss.detach(), "d_real": on_real.detach().mean(), "d_fake": on_fake.detach().mean()}
 
     @torch.no_grad()
@@ -324,140 +339,6 @@ class Trainer:
         self.rng.set_state(state["rng"].cpu())
 
 
-def camera_condition(azimuth: Tensor, elevation: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """(M, 6) condition of the discriminator from degrees and the patch window (unit coordinates)."""
-    a, e = torch.deg2rad(azimuth), torch.deg2rad(elevation)
-    return torch.stack([a.sin(), a.cos(), e.sin() * 2, scale, offset[:, 0], offset[:, 1]], dim=1)
-
-
-def patch_rays(c2w: Tensor, fovy: Tensor, scale: Tensor, offset: Tensor, size: int) -> tuple:
-    """Rays of a window of the image plane, by elementwise sums: matrix products in TF32 would bend them.
-
-    Args:
-        c2w: (M, 4, 4); fovy: (M,) radians.
-        scale: (M,) share of the frame; offset: (M, 2) of its upper left corner (u, v), in [0, 1].
-        size: side of the window in pixels.
-    Returns: rays_o, rays_d (M, size, size, 3) world frame, unit directions.
-    """
-    centres = (torch.arange(size, device=c2w.device, dtype=c2w.dtype) + 0.5) / size
-    u = offset[:, 0, None] + centres * scale[:, None]  # (M, size)
-    v = offset[:, 1, None] + centres * scale[:, None]
-    half = torch.tan(fovy / 2)
-    x = ((2 * u - 1) * half[:, None])[:, None, :].expand(-1, size, -1)
-    y = ((1 - 2 * v) * half[:, None])[:, :, None].expand(-1, -1, size)
-    directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
-    rays_d = F.normalize((directions[..., None, :] * c2w[:, None, None, :3, :3]).sum(-1), dim=-1)
-    return c2w[:, None, None, :3, 3].expand_as(rays_d), rays_d
-
-
-def over_white(premultiplied: Tensor, alpha: Tensor) -> Tensor:
-    """Premultiplied colour over a white background."""
-    return premultiplied + (1 - alpha)
-
-
-BINS = {"below45": (0, 45), "45to135": (45, 135), "back": (135, 181)}
-"""Absolute azimuth in degrees; the input view is its own bin."""
-
-
-@torch.no_grad()
-def evaluate(
-    trainer: Trainer, data: MultiViewData, perceptual: nn.Module | None, size: int = 64, batch: int = 8
-) -> dict:
-    """One frontal image in, no optimisation: PSNR over white at `size`² and ST-LPIPS at full size by absolute azimuth.
-
-    View 0 of every subject is the input; it alone makes the bin "front". Mean of per-image values; without a
-    `perceptual` there are no ``stlpips_`` entries.
-    """
-    full, factor = data.size, data.size // size
-    generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
-    scores: dict = {}
-    for start in range(0, len(data), batch):
-        rgba = data.rgba[start : start + batch].float() / 255.0
-        images = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(0, 1, 4, 2, 3)
-        b, views = images.shape[:2]
-        source = images[:, 0]
-        x = encoder_input(
-            source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[start : start + b, 0],
-            data.elevation[start : start + b, 0], trainer.spec.encoder_input,
-        )
-        with trainer.autocast():
-            ws, _, features = encoder(x)
-            planes = generator.synthesis(ws, features).float()
-        for view in range(views):
-            rays_o, rays_d = get_rays(data.c2w[start : start + b, view], data.fovy[start : start + b, view], full, full)
-            out = render_planes(planes, generator.decoder.weights(), rays_o, rays_d, 48, 48, None)
-            fake = over_white(out["rgb"], out["opacity"]).clamp(0, 1)
-            real = over_white(images[:, view, :3], images[:, view, 3:])
-            mse = (F.avg_pool2d(fake, factor) - F.avg_pool2d(real, factor)).square().mean(dim=(1, 2, 3))
-            psnr = -10 * torch.log10(mse.clamp(min=1e-10))
-            columns = [psnr] if perceptual is None else [psnr, perceptual(fake, real).float()]
-            for i in range(b):
-                angle = abs(float((data.azimuth[start + i, view] + 180) % 360 - 180))
-                name = "front" if view == 0 else next(k for k, (low, high) in BINS.items() if low <= angle < high)
-                scores.setdefault(name, []).append([float(column[i]) for column in columns])
-    result = {}
-    for name, values in scores.items():
-        for metric, digits, mean in zip(("psnr", "stlpips"), (3, 4), np.mean(values, axis=0)):
-            result[f"{metric}_{name}"] = round(float(mean), digits)
-    return result
-
-
-@torch.no_grad()
-def sample_sheet(
-    trainer: Trainer, count: int, path: Path, truncation: float = 0.7, seed: int = 0, size: int = 128
-) -> None:
-    """Random heads of the mapping network seen from six sides, as one PNG."""
-    from ..ops.cameras import CANONICAL_FOVY_DEG, orbit_c2w
-
-    generator = trainer.ema["generator"]
-    device = trainer.data.device
-    rng = torch.Generator(device=device).manual_seed(seed)
-    z = torch.randn((count, trainer.spec.z_dim), generator=rng, device=device)
-    planes = generator.synthesis(generator.broadcast(generator.mapping(z), truncation), None).float()
-    columns = []
-    for azimuth in (0.0, 35.0, 90.0, 180.0, 270.0, 325.0):
-        c2w = orbit_c2w(torch.full((count,), azimuth, device=device), torch.zeros(count, device=device))
-        fovy = torch.full((count,), math.radians(CANONICAL_FOVY_DEG), device=device)
-        rays_o, rays_d = get_rays(c2w, fovy, size, size)
-        out = render_planes(planes, generator.decoder.weights(), rays_o, rays_d, 48, 48, None)
-        columns.append(over_white(out["rgb"], out["opacity"]).clamp(0, 1).permute(0, 2, 3, 1))
-    sheet = torch.cat(columns, dim=2).reshape(count * size, -1, 3)
-    save_png(sheet, path)
-
-
-@torch.no_grad()
-def reconstruction_sheet(trainer: Trainer, data: MultiViewData, count: int, path: Path) -> None:
-    """Held-out subjects: input, then truth above result for the evaluation views."""
-    generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
-    rgba = data.rgba[:count].float() / 255.0
-    images = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(0, 1, 4, 2, 3)
-    source = images[:, 0]
-    x = encoder_input(
-        source[:, :3], source[:, 3:], torch.ones_like(source[:, 3:]), data.azimuth[:count, 0],
-        data.elevation[:count, 0], trainer.spec.encoder_input,
-    )
-    ws, _, features = encoder(x)
-    planes = generator.synthesis(ws, features).float()
-    rows = []
-    for view in range(images.shape[1]):
-        rays_o, rays_d = get_rays(data.c2w[:count, view], data.fovy[:count, view], data.size, data.size)
-        out = render_planes(planes, generator.decoder.weights(), rays_o, rays_d, 48, 48, None)
-        fake = over_white(out["rgb"], out["opacity"]).clamp(0, 1)
-        real = over_white(images[:, view, :3], images[:, view, 3:])
-        rows.append(torch.cat([real, fake], dim=2))  # (count, 3, 2 S, S)
-    sheet = torch.cat(rows, dim=3).permute(0, 2, 3, 1)
-    save_png(sheet.reshape(-1, sheet.shape[2], 3), path)
-
-
-def save_png(image: Tensor, path: Path) -> None:
-    """(H, W, 3) in [0, 1] to a PNG, atomically."""
-    from PIL import Image
-
-    temporary = path.with_suffix(".tmp.png")
-    Image.fromarray((image * 255 + 0.5).byte().cpu().numpy()).save(temporary)
-    os.replace(temporary, path)
-
-
 def default_device() -> torch.device:
     """The accelerator if torch sees one, else the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -466,7 +347,7 @@ def default_device() -> torch.device:
 def run(
     data_dir: Path, val_dir: Path | None, out_dir: Path, seconds: float, config: TrainConfig,
     spec: PriorSpec | None = None, perceptual_weights: Path | None = None, device: str | torch.device | None = None,
-    limit: int | None = None, report_every: float = 100.0,
+    limit: int | None = None, report_every: float = 150.0,
 ) -> Trainer:
     """Train for at most `seconds`, from the checkpoint in `out_dir` if there is one; writes weights, sheets and a card.
 
@@ -501,7 +382,7 @@ def run(
             line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "steps_per_s": round(rate, 2)}
             line |= {k: round(float(v) / count, 4) for k, v in sums.items()}
             if val is not None:
-                line |= evaluate(trainer, val, None)
+                line |= evaluate(trainer.ema["generator"], trainer.ema["encoder"], val, None)
             trainer.history.append(line)
             log.info(json.dumps(line))
             sums, count = {}, 0
@@ -512,26 +393,24 @@ def run(
 
 def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Path, data_dir: Path) -> None:
     """Checkpoint, shipped weights, numbers and pictures."""
-    temporary = out_dir / "state.pt.tmp"
-    torch.save(trainer.state(), temporary)
-    os.replace(temporary, out_dir / "state.pt")
+    with atomic_path(out_dir / "state.pt") as partial:
+        torch.save(trainer.state(), partial)
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
-    save_weights(trainer.ema["generator"], out_dir / "prior.safetensors", trainer.spec, "generator", info)
-    save_weights(trainer.ema["encoder"], out_dir / "encoder.safetensors", trainer.spec, "encoder", info)
+    generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
+    save_weights(generator, out_dir / "prior.safetensors", trainer.spec, "generator", info)
+    save_weights(encoder, out_dir / "encoder.safetensors", trainer.spec, "encoder", info)
     save_weights(trainer.discriminator, out_dir / "discriminator.safetensors", trainer.spec, "discriminator", info)
-    scores = evaluate(trainer, val, perceptual) if val is not None else {}
+    scores = evaluate(generator, encoder, val, perceptual) if val is not None else {}
     device = trainer.data.device
     card = {
         **info, "scores": scores, "config": asdict(trainer.config), "data": read_manifest(data_dir),
         "history": trainer.history, "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-    temporary = out_dir / "card.json.tmp"
-    temporary.write_text(json.dumps(card, indent=1))
-    os.replace(temporary, out_dir / "card.json")
-    sample_sheet(trainer, 8, out_dir / "samples.png")
+    write_text(out_dir / "card.json", json.dumps(card, indent=1))
+    sample_sheet(generator, 8, out_dir / "samples.png")
     if val is not None:
-        reconstruction_sheet(trainer, val, min(8, len(val)), out_dir / "reconstructions.png")
+        reconstruction_sheet(generator, encoder, val, min(8, len(val)), out_dir / "reconstructions.png")
     log.info("after step %d: %s", trainer.step, json.dumps(scores))
 
 
@@ -546,7 +425,9 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     for name, value in asdict(TrainConfig()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+        option = argparse.BooleanOptionalAction if isinstance(value, bool) else None
+        kind = {"action": option} if option else {"type": type(value)}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=value, **kind)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})

@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PortraitError, UsageError
+from ..files import atomic_path, write_text
 from .assets import find_assets
 from .heads import load_head_basis
 from .raster_gl import GLRasterizer
@@ -252,17 +252,13 @@ def _render_shard(job) -> tuple[str, int]:
         _RENDERER.clear()
         _RENDERER[key] = ShardRenderer(spec, assets, basis, backend)
     arrays, descriptions = _RENDERER[key].render(indices)
-    temporary = f"{path}.{os.getpid()}.part"
-    with open(temporary, "wb") as file:
-        np.savez(file, subjects=np.array(json.dumps(descriptions)), **arrays)
-    os.replace(temporary, path)
+    with atomic_path(path) as partial:
+        np.savez(partial, subjects=np.array(json.dumps(descriptions)), **arrays)
     return Path(path).name, len(indices)
 
 
 def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UsageError
+from ..files import atomic_path
 from ..optional import require
 
 LOG = logging.getLogger("portrait_diffusion")
@@ -304,12 +305,9 @@ def build_head_basis(path: str | os.PathLike, tolerance: float = 2e-4) -> HeadBa
 
 
 def write_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    """Write a compressed .npz to a temporary name, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
+    """Write a compressed .npz atomically."""
+    with atomic_path(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def _product(*axes):

@@ -1,4 +1,9 @@
-"""Files appear whole or not at all: write to a temporary name in the same folder, then rename."""
+"""Files that appear whole or not at all.
+
+Everything is written under a temporary name in the target's own folder, so on the same file system, and then renamed
+over the target. A reader sees the old file or the new one, never a part; an error leaves the old one. A killed process
+leaves ``.partial-PID-NAME`` behind, which `remove_partial_files` deletes.
+"""
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,0 +1,75 @@
+"""The gathering implementation of plane sampling against the reference: values and all gradients."""
+import pytest
+import torch
+from portrait_diffusion.ops import triplane as tp
+
+F64 = torch.float64
+
+
+def pyramid(*shapes: tuple, batch: int = 2, dtype=F64) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, *shape, generator=g, dtype=dtype) for shape in shapes]
+
+
+def points(count: int, batch: int = 2, dtype=F64) -> torch.Tensor:
+    """A quarter of them outside the box; corners, texel centres and far points among them."""
+    coords = torch.rand(batch, count, 3, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2.5 - 1.25
+    coords[:, 0] = torch.tensor([-1.0, 1.0, 0.0])
+    coords[:, 1] = torch.tensor([1 / 8 - 1, 1 - 1 / 8, 1 / 8])
+    coords[:, 2], coords[:, 3] = 40.0, -1 - 1 / 8
+    return coords
+
+
+LEVELS = {
+    "planes": [(3, 4, 8, 8)], "not square": [(3, 4, 6, 10)], "grid": [(3, 4, 5, 8, 8)],
+    "one layer": [(3, 4, 1, 8, 8)], "frontal plane": [(1, 4, 8, 8)],
+    "pyramid": [(3, 4, 8, 8), (3, 4, 2, 4, 4), (1, 4, 2, 16, 16)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("axes", [tp.PLANE_AXES, tp.EG3D_AXES, tp.PANOHEAD_AXES], ids=["ours", "eg3d", "panohead"])
+@pytest.mark.parametrize("shapes", LEVELS.values(), ids=LEVELS.keys())
+def test_values_and_gradients_are_those_of_the_reference(shapes, axes):
+    levels, coords = pyramid(*shapes), points(60)
+    weights = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(2), dtype=F64)
+    results = []
+    for implementation in ("torch", "gather"):
+        leaves = [level.clone().requires_grad_(True) for level in [*levels, coords]]
+        value = tp.sample_planes(leaves[:-1], leaves[-1], axes=axes, implementation=implementation)
+        (value * weights).sum().backward()
+        results.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+        assert float(got.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("reduce, level_reduce", [("sum", "mean"), ("mean", "sum"), ("sum", "sum")])
+def test_reductions(reduce, level_reduce):
+    levels, coords = pyramid((3, 4, 8, 8), (3, 4, 4, 4)), points(20)
+    a, b = (tp.sample_planes(levels, coords, reduce, level_reduce, implementation=i) for i in ("torch", "gather"))
+    torch.testing.assert_close(a, b)
+
+
+def test_gradcheck():
+    levels = [level.requires_grad_(True) for level in pyramid((3, 2, 3, 3), (1, 2, 2, 4, 4), batch=1)]
+    coords = (points(9, batch=1)[:, 4:] * 0.8).requires_grad_(True)
+
+    def sample(*inputs):
+        return tp.sample_planes(list(inputs[:-1]), inputs[-1], implementation="gather")
+
+    assert torch.autograd.gradcheck(sample, (*levels, coords))
+
+
+def test_auto_takes_it_for_many_points_and_rounds_alike():
+    levels = pyramid((3, 16, 8, 8), (1, 16, 2, 8, 8), batch=1, dtype=torch.float32)
+    coords = points(5000, 1, torch.float32)
+    assert tp._gather_pays(levels, coords) and not tp._gather_pays(levels, coords[:, :100])
+    assert not tp._gather_pays([level[:, :, :4] for level in levels], coords)
+    auto, reference = (tp.sample_planes(levels, coords, implementation=i) for i in ("auto", "torch"))
+    torch.testing.assert_close(auto, reference, rtol=1e-5, atol=2e-6)
+    assert torch.equal(auto, tp.sample_planes(levels, coords, implementation="gather"))
+
+
+def test_unknown_implementations_are_named():
+    with pytest.raises(ValueError, match="implementation must be one of auto, torch, gather, got 'magic'"):
+        tp.sample_planes(pyramid((3, 4, 8, 8)), points(5), implementation="magic")

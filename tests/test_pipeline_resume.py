@@ -1,0 +1,109 @@
+"""When a run may take up a checkpoint: same photo, same settings, and weights of the same contents."""
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from portrait_diffusion import pipeline as module
+from portrait_diffusion.errors import EnvironmentProblem
+from portrait_diffusion.pipeline import PortraitPipeline, PriorConfig, run_key, weights_sha256
+from priors.samples import save_tiny_prior
+
+PHOTO = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
+SMALL = (
+    "data.size=128", "data.matte=none", "system.inversion.latent_steps=2", "system.inversion.latent_size=32",
+    "system.inversion.latent_samples=4", "system.inversion.novel_views=0", "system.inversion.detail_steps=0",
+    "system.inversion.detail_size=32", "system.inversion.detail_resolution=16", "system.inversion.detail_samples=4",
+    "system.inversion.lambda_perceptual=0", "system.inversion.checkpoint_every=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Two files of a prior and the section that names them."""
+    prior, encoder = tmp_path / "prior.safetensors", tmp_path / "encoder.safetensors"
+    prior.write_bytes(b"generator")
+    encoder.write_bytes(b"encoder")
+    return PriorConfig(str(prior), str(encoder))
+
+
+def key(prior: PriorConfig, photo: str = "photo", seed: int = 0, data: dict | None = None, **system) -> str:
+    paths = {"checkpoint": prior.checkpoint, "encoder": prior.encoder}
+    raw = {"seed": seed, "data": data or {}, "system": {"prior": paths, **system}}
+    return run_key(photo, raw, prior)
+
+
+def test_the_key_follows_the_contents_of_both_files_not_their_names(weights, tmp_path):
+    before = key(weights)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    copies = [shutil.copy(path, moved / f"other-{Path(path).name}") for path in (weights.checkpoint, weights.encoder)]
+    assert key(PriorConfig(*map(str, copies))) == before
+    assert key(PriorConfig(weights.encoder, weights.checkpoint)) != before
+    keys = {before}
+    for path in (weights.checkpoint, weights.encoder):
+        Path(path).write_bytes(b"trained anew")
+        keys.add(key(weights))
+    assert len(keys) == 3
+
+
+def test_empty_paths_mean_the_shipped_files():
+    shipped = module.prior_paths(PriorConfig())
+    assert key(PriorConfig()) == key(PriorConfig(*map(str, shipped)))
+
+
+def test_the_key_follows_photo_and_settings_but_not_what_only_shows_the_head(weights):
+    before = key(weights)
+    changed = [
+        key(weights, photo="another"), key(weights, seed=1), key(weights, data={"size": 64}),
+        key(weights, inversion={"latent_steps": 1}), key(weights, geometry={"levels": 2}),
+    ]  # fmt: skip
+    assert len({before, *changed}) == 6
+    assert key(weights, exporter={"render_size": 8}, renderer={"num_samples_per_ray": 8}) == before
+    assert key(weights, data={"image_path": "moved.png"}) == before
+
+
+def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    reads = []
+    original = module.sha256_file
+    monkeypatch.setattr(module, "sha256_file", lambda path: reads.append(path) or original(path))
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    first = weights_sha256(path)
+    assert weights_sha256(path) == first == original(path) and len(reads) == 1
+    path.write_bytes(b"other size")
+    assert weights_sha256(path) == original(path) != first and len(reads) == 2
+    path.write_bytes(b"equal size")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # a later write, also where the clock ticks slowly
+    assert weights_sha256(path) == original(path) and len(reads) == 3
+
+
+def fit(out: Path | None, weights: Path, seen: list | None = None):
+    """A tiny run; `seen` collects its steps."""
+    paths = [f"system.prior.checkpoint={weights / 'prior.safetensors'}",
+             f"system.prior.encoder={weights / 'encoder.safetensors'}"]  # fmt: skip
+    steps = seen if seen is not None else []
+
+    def note(stage, done, total, values):
+        if stage == "latent":
+            steps.append(done)
+
+    return PortraitPipeline.from_config(None, [*SMALL, *paths]).run(PHOTO, out, note)
+
+
+def test_a_run_goes_on_with_the_same_weights_and_starts_anew_with_others(tmp_path):
+    weights, out, steps = tmp_path / "weights", tmp_path / "out", []
+    weights.mkdir()
+    save_tiny_prior(weights, seed=0)
+    first = fit(out, weights, steps)
+    again = fit(out, weights, steps)
+    assert steps == [1, 2] and again.field_id() == first.field_id()  # the second run had nothing left to do
+    save_tiny_prior(weights, seed=1)  # other weights in the same files
+    other = fit(out, weights, steps)
+    assert steps == [1, 2, 1, 2]
+    assert other.field_id() == fit(None, weights).field_id() != first.field_id()
+
+
+def test_missing_weights_are_a_problem_of_the_environment_also_with_a_checkpoint_folder(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="prior.safetensors"):
+        fit(tmp_path / "out", tmp_path)
