@@ -14,21 +14,25 @@ class InversionConfig:
     """Adam learning rate of W+."""
     feature_lr: float = 0.02
     """Adam learning rate of the spatial features."""
+    rear_lr: float = 0.3
+    """Adam learning rate of the features behind the face."""
     camera_lr: float = 0.02
     """Adam learning rate of the camera, in units of `inversion.camera.SCALES`."""
     latent_samples: int = 16
     """Samples a ray in each of the two passes of the latent stage."""
     novel_views: int = 8
     """Side and back views of the encoder's answer that the latent stage must keep: the photo says nothing there."""
-    novel_size: int = 32
+    novel_size: int = 48
     """Side of those views, pixels."""
-    detail_steps: int = 200
+    rear_size: int = 64
+    """Side of the features that are fitted behind the face, where kept views are the only guide."""
+    detail_steps: int = 300
     """Steps that fill the detail grid from the photo; cheap, the prior's features are cached. 0 leaves it empty."""
     detail_size: int = 128
     """Side of the photo in the detail stage, pixels."""
     detail_resolution: int = 160
     """Columns and rows of the detail grid over the box."""
-    detail_depth: int = 8
+    detail_depth: int = 16
     """Layers of the detail grid from the back of the box to its front."""
     detail_samples: int = 16
     """Samples a ray in the detail stage."""

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import atomic_path
-from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
+from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
 from .camera import PhotoCamera
 from .config import InversionConfig
 from .detail import build_cache, field_of, frontal_surface, render_cached, total_variation, visibility_gate
 from .target import Target, uncropped
+from .unseen import outline_colour, recoloured, upper_colour
 
 log = logging.getLogger("portrait_diffusion")
 DETAIL_GAIN = (24.0, 1.0, 1.0, 1.0)
@@ -59,8 +60,9 @@ class Inversion:
         self.latent = Latent(
             self.start.ws.clone().requires_grad_(True),
             {r: f.clone().requires_grad_(True) for r, f in self.start.features.items()},
+            torch.zeros(1, prior.generator.spec.plane_channels, cfg.rear_size, cfg.rear_size, requires_grad=True),
         )
-        self.novel = self._novel_views()
+        self.novel = self._novel_views(plain)
         self.grid: Tensor | None = None
         self.gate: Tensor | None = None
         self.optimizer = self._latent_optimizer()
@@ -75,6 +77,7 @@ class Inversion:
             [
                 {"params": [self.latent.ws], "lr": c.latent_lr, "base": c.latent_lr},
                 {"params": list(self.latent.features.values()), "lr": c.feature_lr, "base": c.feature_lr},
+                {"params": [self.latent.rear], "lr": c.rear_lr, "base": c.rear_lr},
                 {"params": [self.camera.values], "lr": c.camera_lr, "base": c.camera_lr},
             ],
             betas=(0.9, 0.99),
@@ -85,6 +88,7 @@ class Inversion:
         return {
             "stage": self.stage, "step": self.step, "rng": self.rng.get_state(), "curves": self.curves,
             "ws": self.latent.ws.detach(), "features": {r: f.detach() for r, f in self.latent.features.items()},
+            "rear": self.latent.rear.detach(),
             "camera": self.camera.state_dict(), "grid": None if self.grid is None else self.grid.detach(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -94,6 +98,7 @@ class Inversion:
             self.latent.ws.copy_(state["ws"])
             for r, f in state["features"].items():
                 self.latent.features[r].copy_(f)
+            self.latent.rear.copy_(state["rear"])
         self.camera.load_state_dict(state["camera"])
         self.stage, self.step, self.curves = state["stage"], state["step"], state["curves"]
         self.rng.set_state(state["rng"])
@@ -170,26 +175,39 @@ class Inversion:
         return {"perceptual": self.cfg.lambda_perceptual * self.perceptual(mine, theirs).mean()}
 
     @torch.no_grad()
-    def _novel_views(self) -> list:
-        """(rays_o, rays_d, rgb, opacity) of side and back views of the encoder's answer, around the unseen side."""
+    def _novel_views(self, plain: Target) -> list:
+        """(rays_o, rays_d, rgb, opacity) of side and back views that the latent stage must keep.
+
+        They are the encoder's answer, its hair moved to the colour that the photo shows at the outline.
+        """
         if self.cfg.lambda_novel == 0 or self.cfg.novel_views == 0:
             return []
         field = field_of(self.prior.synthesize(self.start), self.weights, self.radius)
         size, n, views = self.cfg.novel_size, self.cfg.latent_samples, []
         front = float(self.camera.degrees()[0])
-        for azimuth in torch.linspace(70.0, 290.0, self.cfg.novel_views):
-            c2w = orbit_c2w(front + azimuth, torch.zeros(()))[None]
+
+        def render(offset: float) -> tuple:
+            c2w = orbit_c2w(front + torch.tensor(offset), torch.zeros(()))[None]
             rays_o, rays_d = (r.flatten(1, 2) for r in get_rays(c2w, canonical_fovy(c2w), size, size))
             out = render_rays(field, rays_o, rays_d, self.radius, n, n)
-            views.append((rays_o, rays_d, out["rgb"], out["opacity"]))
+            points = world_to_head(rays_o + out["depth"] * rays_d)
+            return rays_o, rays_d, *(v.view(size, size, -1) for v in (out["rgb"], out["opacity"], points))
+
+        guessed = upper_colour(*render(180.0)[2:4])
+        wanted = outline_colour(plain)
+        for offset in torch.linspace(70.0, 290.0, self.cfg.novel_views).tolist():
+            rays_o, rays_d, rgb, opacity, points = render(offset)
+            if guessed is not None and wanted is not None:
+                rgb = recoloured(rgb, opacity, points, guessed, wanted)
+            views.append((rays_o, rays_d, rgb.view(1, -1, 3), opacity.view(1, -1, 1)))
         return views
 
     def _novel_loss(self, planes: list[Tensor]) -> dict:
         """One of the kept views a step, in turn."""
         if not self.novel:
             return {}
-        rays_o, rays_d, rgb, opacity = self.novel[self.step % len(self.novel)]
         n = self.cfg.latent_samples
+        rays_o, rays_d, rgb, opacity = self.novel[self.step * 3 % len(self.novel)]  # far from the one before
         out = render_rays(field_of(planes, self.weights, self.radius), rays_o, rays_d, self.radius, n, n)
         error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
         return {"novel": self.cfg.lambda_novel * error}

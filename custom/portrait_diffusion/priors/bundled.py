@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -17,10 +18,14 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 @dataclass
 class Latent:
-    """What inversion optimises: style vectors (1, num_ws, w_dim) and spatial features {resolution: (1, C, r, r)}."""
+    """What inversion optimises: style vectors (1, num_ws, w_dim) and spatial features {resolution: (1, C, r, r)}.
+
+    `rear` (1, C, r, r), if there, is added to the layers of the frontal grid behind the foremost, enlarged to size.
+    """
 
     ws: Tensor
     features: dict
+    rear: Tensor | None = None
 
 
 class BundledPrior(nn.Module):
@@ -70,4 +75,9 @@ class BundledPrior(nn.Module):
 
     def synthesize(self, latent: Latent) -> list[Tensor]:
         """Planes (B, 3, C, R, R) and frontal grid (B, 1, C, L, R, R) of a latent; differentiable in the latent."""
-        return self.generator.synthesis(latent.ws, latent.features)
+        planes, grid = self.generator.synthesis(latent.ws, latent.features)
+        if latent.rear is not None:
+            rear = F.interpolate(latent.rear, size=grid.shape[-2:], mode="bilinear", align_corners=False)
+            behind = grid[:, :, :, :-1] + rear[:, None, :, None]
+            grid = torch.cat([behind, grid[:, :, :, -1:]], dim=3)
+        return [planes, grid]

@@ -1,0 +1,92 @@
+"""Colour of the unseen back of the head: what the photo shows at the outline of the upper head goes on behind it.
+
+The encoder guesses the colour of hair that no photo shows, and photographs differ from its training data. Hair (or a
+hat, or a bald head) that reaches the outline is the same on the other side of it, so the guess is moved to that colour.
+"""
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from ..ops.canonical import CANONICAL_LANDMARKS_CROP
+from .target import Target
+
+EYE_LEVEL = float(CANONICAL_LANDMARKS_CROP[0, 1])
+"""Height of the eyes in the canonical crop, share of its side from the top."""
+BAND = (0.015, 0.08)
+"""Distance from the outline, shares of the image side: matte errors end before, forehead and cheeks begin behind it."""
+TOP = 0.55
+"""Share of the height between the highest pixel and the eyes where the outline is hair, hat or scalp."""
+SIMILAR = 0.15
+"""Colours this far (Euclidean, rgb in [0, 1]) from the guessed hair still count as hair; half-width of a Gaussian."""
+REAR = (-0.04, 0.08)
+"""Head-frame z below which a point counts as unseen and above which as seen by the photo, scene units."""
+LOW = (-0.2, -0.12)
+"""Head-frame y below which a point is no hair (shoulders) and above which it may be, scene units."""
+
+
+def outline_colour(photo: Target) -> Tensor | None:
+    """(3,) median colour of a band inside the outline of the skull's top, None where the photo does not show it.
+
+    The top is the part above `TOP` of the way from the highest pixel down to the eyes: lower down, short hair leaves
+    the outline to temples and ears. At least 16 pixels are asked for.
+
+    Args: photo in the canonical crop, any size.
+    """
+    size = photo.size
+    alpha, known = photo.alpha[0, 0], photo.valid[0, 0] > 0.5
+    outside = (alpha < 0.1) & known
+    if not bool(outside.any()):
+        return None
+    distance = torch.from_numpy(distance_transform_edt(~outside.cpu().numpy())).to(alpha) / size
+    rows = (torch.arange(size, device=alpha.device) + 0.5) / size
+    solid = (alpha > 0.95) & known
+    if not bool(solid.any()):
+        return None
+    first = int(solid.any(dim=1).nonzero()[0])
+    if first < 2 or not bool(known[first - 2][solid[first]].all()):
+        return None  # the photo ends there
+    highest = float(rows[first])
+    above = rows[:, None] < highest + TOP * (EYE_LEVEL - highest)
+    band = solid & (distance > BAND[0]) & (distance < BAND[1]) & above
+    if int(band.sum()) < 16:
+        return None
+    return (photo.rgb[0, :, band] / alpha[band]).median(dim=1).values
+
+
+def upper_colour(rgb: Tensor, opacity: Tensor) -> Tensor | None:
+    """(3,) median colour of a back view above the eyes; None if there is no matter.
+
+    Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), of a level camera behind the head.
+    """
+    rows = (torch.arange(rgb.shape[0], device=rgb.device) + 0.5) / rgb.shape[0] < EYE_LEVEL
+    solid = (opacity[..., 0] > 0.95) & rows[:, None]
+    return (rgb[solid] / opacity[solid]).median(dim=0).values if bool(solid.any()) else None
+
+
+def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
+    t = ((x - low) / (high - low)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wanted: Tensor) -> Tensor:
+    """A view whose guessed hair, behind the face and over the shoulders, has the wanted colour and soft shading only.
+
+    Where the share h of hair is 1 the straight colour c becomes wanted * L / L_0: L is the brightness of c, blurred
+    over the hair, L_0 that of the guess, their ratio limited to [0.6, 1.5]. The share is
+    exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls over `REAR` and `LOW`.
+
+    Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), points (S, S, 3) of the surface in the head frame; guessed and
+        wanted (3,).
+    Returns: (S, S, 3) premultiplied, within [0, opacity].
+    """
+    colour = rgb / opacity.clamp(min=1e-3)
+    hair = torch.exp(-(colour - guessed).square().sum(-1, keepdim=True) / (2 * SIMILAR**2))
+    hair = hair * (1 - _smoothstep(points[..., 2:], *REAR)) * _smoothstep(points[..., 1:2], *LOW)
+    weight = hair * opacity + 1e-6
+    both = torch.cat([weight * colour.mean(-1, keepdim=True), weight], dim=-1).permute(2, 0, 1)[None]
+    width = max(1, rgb.shape[0] // 8) | 1
+    for _ in range(3):
+        both = F.avg_pool2d(both, width, stride=1, padding=width // 2)
+    shade = (both[0, 0] / both[0, 1] / guessed.mean().clamp(min=0.02)).clamp(0.6, 1.5)[..., None]
+    return torch.lerp(rgb, (wanted * shade).clamp(0, 1) * opacity, hair)
