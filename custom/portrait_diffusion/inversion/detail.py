@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from ..ops.cameras import head_to_world, project_points, world_to_head
+from ..ops.smoothstep import smoothstep
 from ..ops.triplane import (
     DecoderWeights,
     add_detail,
@@ -127,11 +128,9 @@ def visibility_gate(
     depth, facing = F.grid_sample(maps, grid, align_corners=False, padding_mode="border")[0, :, :, 0]
     inside = (grid[0, :, 0].abs() <= 1).all(dim=-1)
     layer = 2 * radius / d if d > 1 else 0.0  # a voxel reaches half a layer towards the camera
-    front = ((depth + thickness + 0.5 * layer - distance[0]) / (0.5 * thickness)).clamp(0, 1)
-    fade = ((facing - 0.15) / 0.25).clamp(0, 1)
-    gate = front * front * (3 - 2 * front) * fade * fade * (3 - 2 * fade) * inside
-    slab = ((distance[0] - (depth - thickness - 0.5 * layer)) / (0.5 * thickness)).clamp(0, 1)
-    slab = slab * slab * (3 - 2 * slab)
+    behind, reach = distance[0] - depth, thickness + 0.5 * layer
+    gate = smoothstep(reach - behind, 0, 0.5 * thickness) * smoothstep(facing, 0.15, 0.4) * inside
+    slab = smoothstep(reach + behind, 0, 0.5 * thickness)
     return torch.stack([gate * slab, gate, gate, gate]).view(1, 1, 4, d, h, w)
 
 

@@ -9,6 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
+from ..ops.smoothstep import smoothstep
 from .target import Target
 
 EYE_LEVEL = float(CANONICAL_LANDMARKS_CROP[0, 1])
@@ -64,11 +65,6 @@ def upper_colour(rgb: Tensor, opacity: Tensor) -> Tensor | None:
     return (rgb[solid] / opacity[solid]).median(dim=0).values if bool(solid.any()) else None
 
 
-def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
-    t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wanted: Tensor) -> Tensor:
     """A view whose guessed hair, behind the face and over the shoulders, has the wanted colour and soft shading only.
 
@@ -82,7 +78,7 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     """
     colour = rgb / opacity.clamp(min=1e-3)
     hair = torch.exp(-(colour - guessed).square().sum(-1, keepdim=True) / (2 * SIMILAR**2))
-    hair = hair * (1 - _smoothstep(points[..., 2:], *REAR)) * _smoothstep(points[..., 1:2], *LOW)
+    hair = hair * (1 - smoothstep(points[..., 2:], *REAR)) * smoothstep(points[..., 1:2], *LOW)
     weight = hair * opacity + 1e-6
     both = torch.cat([weight * colour.mean(-1, keepdim=True), weight], dim=-1).permute(2, 0, 1)[None]
     width = max(1, rgb.shape[0] // 8) | 1

@@ -21,16 +21,34 @@ SAMPLES = 48
 """Samples a ray in each of the two passes of the evaluation."""
 
 
-def encode_first_view(generator: Generator, encoder: Encoder, data: MultiViewData, rows: slice) -> tuple:
-    """Planes of subjects from their view 0 alone, and all their images (B, V, 4, S, S), premultiplied."""
-    images = premultiplied_images(data.rgba[rows])
-    colour, alpha = images[:, 0, :3], images[:, 0, 3:]
+def encode_first_view(encoder: Encoder, data: MultiViewData, rows: slice) -> tuple:
+    """W+ and features of subjects from their view 0 alone."""
+    image = premultiplied_images(data.rgba[rows, 0])
+    colour, alpha = image[:, :3], image[:, 3:]
     azimuth, elevation = data.azimuth[rows, 0], data.elevation[rows, 0]
-    x = encoder_input(colour, alpha, torch.ones_like(alpha), azimuth, elevation, generator.spec.encoder_input)
-    with torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=data.device.type != "cpu"):
+    x = encoder_input(colour, alpha, torch.ones_like(alpha), azimuth, elevation, encoder.spec.encoder_input)
+    with _half(data.device):
         ws, _, features = encoder(x)
+    return ws, features
+
+
+@torch.no_grad()
+def encode_all(encoder: Encoder, data: MultiViewData, batch: int = 16) -> Tensor:
+    """W+ (N, num_ws, w_dim) of every subject's view 0."""
+    starts = range(0, len(data), batch)
+    return torch.cat([encode_first_view(encoder, data, slice(i, i + batch))[0].float() for i in starts])
+
+
+def planes_of(generator: Generator, encoder: Encoder, data: MultiViewData, rows: slice) -> tuple:
+    """Planes of subjects from their view 0 alone, and all their images (B, V, 4, S, S), premultiplied."""
+    ws, features = encode_first_view(encoder, data, rows)
+    with _half(data.device):
         planes = generator.synthesis(ws, features)
-    return [level.float() for level in planes], images
+    return [level.float() for level in planes], premultiplied_images(data.rgba[rows])
+
+
+def _half(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu")
 
 
 def render_over_white(generator: Generator, planes: list[Tensor], c2w: Tensor, fovy: Tensor, size: int) -> Tensor:
@@ -54,7 +72,7 @@ def evaluate(
     scores: dict = {}
     for start in range(0, len(data), batch):
         rows = slice(start, start + batch)
-        planes, images = encode_first_view(generator, encoder, data, rows)
+        planes, images = planes_of(generator, encoder, data, rows)
         for view in range(images.shape[1]):
             fake = render_over_white(generator, planes, data.c2w[rows, view], data.fovy[rows, view], data.size)
             real = over_white(images[:, view, :3], images[:, view, 3:])
@@ -76,11 +94,11 @@ def evaluate(
 def sample_sheet(
     generator: Generator, count: int, path: Path, truncation: float = 0.7, seed: int = 0, size: int = 128
 ) -> None:
-    """Random heads of the mapping network seen from six sides, as one PNG."""
+    """Random heads seen from six sides, as one PNG."""
     device = generator.synthesis.const.device
     rng = torch.Generator(device=device).manual_seed(seed)
-    z = torch.randn((count, generator.spec.z_dim), generator=rng, device=device)
-    planes = generator.synthesis(generator.broadcast(generator.mapping(z), truncation), None)
+    z = torch.randn((count, generator.spec.latent_rank), generator=rng, device=device)
+    planes = generator.synthesis(generator.random_heads(z, truncation), None)
     fovy = torch.full((count,), math.radians(CANONICAL_FOVY_DEG), device=device)
     columns = []
     for azimuth in (0.0, 35.0, 90.0, 180.0, 270.0, 325.0):
@@ -94,7 +112,7 @@ def reconstruction_sheet(
     generator: Generator, encoder: Encoder, data: MultiViewData, count: int, path: Path
 ) -> None:
     """Held-out subjects: truth above result for the evaluation views; the first view is the input."""
-    planes, images = encode_first_view(generator, encoder, data, slice(0, count))
+    planes, images = planes_of(generator, encoder, data, slice(0, count))
     columns = []
     for view in range(images.shape[1]):
         fake = render_over_white(generator, planes, data.c2w[:count, view], data.fovy[:count, view], data.size)

@@ -70,8 +70,8 @@ class BundledPrior(nn.Module):
         return Latent(ws, features)
 
     def sample(self, z: Tensor, truncation: float = 0.7) -> Latent:
-        """Random heads. Args: z (B, z_dim) standard normal; truncation in [0, 1]."""
-        return Latent(self.generator.broadcast(self.generator.mapping(z), truncation), {})
+        """Random heads. Args: z (B, latent_rank) standard normal; truncation in [0, 1], 0 is the mean head."""
+        return Latent(self.generator.random_heads(z, truncation), {})
 
     def synthesize(self, latent: Latent) -> list[Tensor]:
         """Planes (B, 3, C, R, R) and frontal grid (B, 1, C, L, R, R) of a latent; differentiable in the latent."""

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .latent_space import draw, fit_gaussian
+
 
 @dataclass
 class PriorSpec:
@@ -33,6 +35,8 @@ class PriorSpec:
     frontal: tuple = (32, 64, 128)
     """Resolutions at which the encoder adds features to the foremost frontal layer alone: what the photo shows."""
     encoder_input: int = 256
+    latent_rank: int = 64
+    """Axes of the Gaussian over W+ from which random heads are drawn."""
 
     def __post_init__(self):
         self.channels = {int(k): int(v) for k, v in self.channels.items()}
@@ -224,6 +228,20 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(self.spec)
         self.synthesis = SynthesisNetwork(self.spec)
         self.decoder = PlaneDecoder(self.spec.plane_channels, self.spec.decoder_hidden)
+        shape = self.spec.num_ws, self.spec.w_dim
+        self.register_buffer("latent_mean", torch.zeros(shape))
+        self.register_buffer("latent_axes", torch.zeros(self.spec.latent_rank, *shape))
+
+    @torch.no_grad()
+    def set_latent_gaussian(self, ws: Tensor) -> None:
+        """Fit the Gaussian of random heads to the W+ (N, num_ws, w_dim) of many heads."""
+        mean, axes = fit_gaussian(ws, self.spec.latent_rank)
+        self.latent_mean.copy_(mean)
+        self.latent_axes.copy_(axes)
+
+    def random_heads(self, z: Tensor, truncation: float = 0.7) -> Tensor:
+        """W+ (B, num_ws, w_dim) of standard normal z (B, latent_rank), pulled to the mean by `truncation` in [0, 1]."""
+        return draw(self.latent_mean, self.latent_axes, z, truncation)
 
     def broadcast(self, w: Tensor, truncation: float = 1.0) -> Tensor:
         """w (B, w_dim) to W+ (B, num_ws, w_dim), pulled to the mean by `truncation` in [0, 1]."""

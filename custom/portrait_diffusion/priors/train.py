@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..files import atomic_path, write_text
 from .alignment import encoder_input
-from .assess import evaluate, reconstruction_sheet, sample_sheet
+from .assess import encode_all, evaluate, reconstruction_sheet, sample_sheet
 from .augment import affine_jitter, colour_jitter, degrade, unknown_border
 from .data import MultiViewData, load_shards, read_manifest
 from .graphs import GraphedBackward
@@ -397,6 +397,7 @@ def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Pat
         torch.save(trainer.state(), partial)
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
     generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
+    generator.set_latent_gaussian(encode_all(encoder, trainer.data))
     save_weights(generator, out_dir / "prior.safetensors", trainer.spec, "generator", info)
     save_weights(encoder, out_dir / "encoder.safetensors", trainer.spec, "encoder", info)
     save_weights(trainer.discriminator, out_dir / "discriminator.safetensors", trainer.spec, "discriminator", info)

@@ -1,0 +1,92 @@
+"""Turn the card of a training run into the prior's result file and the numbers of its model card.
+
+    python benchmarks/prior_results.py --card OUT/card.json [--test TEST.json]
+    python benchmarks/prior_results.py --check     # exit code 1 when result file and model card disagree
+
+`--test` holds the scores of the same weights on subjects with unseen assets, as `priors.assess.evaluate` returns them
+(or a card of a run with ``--seconds 0 --val TEST_DATA``).
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+sys.path.append(str(ROOT / "custom"))
+
+from portrait_diffusion.files import write_text  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "prior.json"
+CARD = ROOT / "custom" / "portrait_diffusion" / "weights" / "prior.md"
+START, END = "<!-- numbers:start -->", "<!-- numbers:end -->"
+BINS = (("front", "front"), ("below45", "other views below 45°"), ("45to135", "45–135°"), ("back", "back"))
+REFERENCE = {"psnr_front": 24.6, "psnr_below45": 20.1, "psnr_45to135": 19.0, "psnr_back": 20.1}
+ROWS = (
+    "val (unseen subjects)", "test (unseen subjects and assets)", "reference (plain supervised encoder, other data)",
+)  # fmt: skip
+WHAT = (
+    "bundled prior, held-out synthetic subjects, one frontal image in, no optimisation; PSNR over white at 64 px, "
+    "ST-LPIPS (AlexNet) at 128 px"
+)
+
+
+def result_of(card: dict, test: dict | None) -> dict:
+    """The result file's contents."""
+    data = card["data"]["manifest_train"]["spec"]
+    result = {
+        "what": WHAT, "device": card["device"], "torch": card["torch"], "step": card["step"],
+        "seconds": card["seconds"], "train_subjects": data["n_subjects"], "train_views": data["views_per_subject"],
+        ROWS[0]: card["scores"],
+    }  # fmt: skip
+    if test is not None:
+        result[ROWS[1]] = test.get("scores", test)
+    return result | {ROWS[2]: REFERENCE, "config": card["config"], "history": card["history"]}
+
+
+def numbers(result: dict) -> str:
+    """Markdown lines of the model card."""
+    lines = [
+        f"{result['train_subjects']} heads × {result['train_views']} views, {result['step']} steps in "
+        f"{result['seconds']} s on one {result['device']}. PSNR dB / ST-LPIPS:",
+        "",
+        "| | " + " | ".join(heading for _, heading in BINS) + " |",
+        "|---" * (len(BINS) + 1) + "|",
+    ]
+    for row in ROWS:
+        if row not in result:
+            continue
+        cells = []
+        for key, _ in BINS:
+            distance = result[row].get(f"stlpips_{key}")
+            cells.append(f"{result[row][f'psnr_{key}']:.1f}" + ("" if distance is None else f" / {distance:.3f}"))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_numbers(card: str, result: dict) -> str:
+    """The model card's text with fresh numbers between its markers."""
+    head, rest = card.split(START)
+    return f"{head}{START}\n{numbers(result)}\n{END}{rest.split(END)[1]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--card", type=Path, help="card.json of the training run")
+    parser.add_argument("--test", type=Path, help="scores on the test split, JSON")
+    parser.add_argument("--check", action="store_true", help="only compare result file and model card")
+    args = parser.parse_args(argv)
+    text = CARD.read_text(encoding="utf-8")
+    if args.check:
+        return int(with_numbers(text, json.loads(RESULT.read_text(encoding="utf-8"))) != text)
+    if args.card is None:
+        parser.error("--card is needed")
+    test = json.loads(args.test.read_text(encoding="utf-8")) if args.test else None
+    result = result_of(json.loads(args.card.read_text(encoding="utf-8")), test)
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    write_text(CARD, with_numbers(text, result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
