@@ -14,7 +14,7 @@ def ball(**config) -> TriplaneGeometry:
     geometry = TriplaneGeometry({"channels": 1, "resolution": 128, "hidden": 1, **config}).cpu()
     square = ((2 * torch.arange(128) + 1) / 128 - 1) ** 2 * geometry.cfg.radius**2
     planes = (square[:, None] + square)[None, None, None].expand(1, 3, 1, 128, 128)
-    geometry.set_planes(planes)
+    geometry.set_planes([planes, *(torch.zeros_like(grid) for grid in list(geometry.planes)[1:])])
     # hidden = softplus(20 + f) = 20 + f up to 2e-9
     output = torch.tensor([[-3750.0], [0], [0], [0]])
     bias = torch.tensor([11 + 2500 * BALL_RADIUS**2 + 3750 * 20, 0, 0, 0])

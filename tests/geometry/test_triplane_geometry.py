@@ -114,6 +114,22 @@ def test_an_empty_frontal_grid_changes_nothing_and_a_filled_one_does():
     assert (detailed(p)["density"] - plain(p)["density"]).abs().min() > 1e-4
 
 
+@pytest.mark.parametrize("normal_type", ["analytic", "finite_difference"])
+def test_normals_do_not_vanish_where_density_is_at_its_limit(normal_type):
+    """The ball's density made far denser than a detail grid allows: its normals still point outwards."""
+    plain = ball(normal_type=normal_type)
+    detailed = ball(normal_type=normal_type, detail_resolution=12)
+    with torch.no_grad():
+        for geometry in (plain, detailed):
+            geometry.decoder["output_weight"][0] *= 4
+            geometry.decoder["output_bias"][0] *= 4
+    p = points(50, spread=0.1)
+    expected, got = (g(p, output_normal=True)["normal"] for g in (plain, detailed))
+    assert (detailed.forward_density(p) < plain.forward_density(p)).any(), "the limit is at work"
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert float(got.detach().norm(dim=-1).min()) > 0.99
+
+
 def test_planes_can_be_set_with_or_without_batch_axis_and_copy():
     geometry, new = make(), torch.randn(1, 3, 4, 8, 8)
     parameter = geometry.planes[0]

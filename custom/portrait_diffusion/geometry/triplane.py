@@ -127,14 +127,15 @@ class TriplaneGeometry(BaseImplicitGeometry):
         """The decoder's parameters."""
         return DecoderWeights(**{name: self.decoder[name] for name in DecoderWeights._fields})
 
-    def _raw(self, points: Tensor) -> Tensor:
-        """Raw density and colour (N,4) at world points (N,3)."""
+    def _raw(self, points: Tensor, limited: bool = True) -> Tensor:
+        """Raw density and colour (N,4) at world points (N,3); `limited`: density in the range of `add_detail`."""
         coords = world_to_head(points)[None] / self.cfg.radius
         planes = list(self.planes)
         detail = planes.pop() if self.cfg.detail_resolution else None
         raw = decode_raw(sample_planes(planes, coords), self.decoder_weights())
         if detail is not None:
-            raw = add_detail(raw, sample_planes(detail, coords, reduce="sum"))
+            extra = sample_planes(detail, coords, reduce="sum")
+            raw = add_detail(raw, extra) if limited else raw + extra
         return raw[0]
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
@@ -161,16 +162,19 @@ class TriplaneGeometry(BaseImplicitGeometry):
         return {key: value.reshape(*points.shape[:-1], value.shape[-1]) for key, value in out.items()}
 
     def _analytic_gradient(self, points: Tensor) -> Tensor:
-        """Gradient of raw density (parallel to that of density, but it does not vanish in empty space); detached."""
+        """Gradient of raw density without limits; detached.
+
+        It is parallel to that of density, but vanishes neither in empty space nor where density is at its limit.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             points = points.detach().clone().requires_grad_()
-            return torch.autograd.grad(self._raw(points)[..., 0].sum(), points)[0]
+            return torch.autograd.grad(self._raw(points, False)[..., 0].sum(), points)[0]
 
     def _difference_gradient(self, points: Tensor) -> Tensor:
         """Central differences of raw density; differentiable in planes and decoder."""
         step = self.cfg.finite_difference_eps * torch.eye(3, dtype=points.dtype, device=points.device)
         probes = torch.cat([points + step[:, None], points - step[:, None]]).reshape(-1, 3)  # (6N,3)
-        plus, minus = self._raw(probes)[..., 0].reshape(2, 3, -1)
+        plus, minus = self._raw(probes, False)[..., 0].reshape(2, 3, -1)
         return ((plus - minus) / (2 * self.cfg.finite_difference_eps)).transpose(0, 1)
 
     def forward_density(self, points: Tensor) -> Tensor:
