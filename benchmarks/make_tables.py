@@ -78,15 +78,15 @@ def read_summaries(results: Path) -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/summary.json"))]
 
 
-def insert_table(text: str, table: str) -> str:
+def insert_table(text: str, table: str, start: str = START, end: str = END) -> str:
     """The text with everything between the markers replaced by the table.
 
     Raises: ValueError unless the text holds each marker once, in order.
     """
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f"the document needs the lines '{START}' and '{END}' once each, in this order")
-    before, rest = text.split(START)
-    return f"{before}{START}\n{table}\n{END}{rest.split(END)[1]}"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"the document needs the lines '{start}' and '{end}' once each, in this order")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.append(str(ROOT / "custom"))
+sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
+from make_tables import insert_table  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "prior.json"
@@ -65,8 +66,7 @@ def numbers(result: dict) -> str:
 
 def with_numbers(card: str, result: dict) -> str:
     """The model card's text with fresh numbers between its markers."""
-    head, rest = card.split(START)
-    return f"{head}{START}\n{numbers(result)}\n{END}{rest.split(END)[1]}"
+    return insert_table(card, numbers(result), START, END)
 
 
 def main(argv: list[str] | None = None) -> int:

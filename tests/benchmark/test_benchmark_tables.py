@@ -64,3 +64,8 @@ def test_the_table_is_made_and_checked(results, capsys):
 
 def test_without_results_there_is_no_table():
     assert make_tables.make_table([]) == "No results yet: run `benchmarks/photos.py`."
+
+
+@pytest.mark.parametrize("script", ["make_tables", "prior_results"])
+def test_the_shipped_documents_match_the_result_files(script):
+    assert load_script(script).main(["--check"]) == 0

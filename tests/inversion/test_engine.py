@@ -89,7 +89,7 @@ def test_resuming_equals_going_on_bit_for_bit(prior, tmp_path, stage, step):
 def test_a_finished_run_is_only_read(prior, tmp_path):
     first = inversion(prior, checkpoint=tmp_path / "fit.pt").run()
     again = inversion(prior, checkpoint=tmp_path / "fit.pt", on_step=lambda *_: pytest.fail("nothing is left to do"))
-    assert again.stage == "done"
+    assert again.stage == "done" and again.novel == [], "nothing that only the latent stage needs"
     assert_equal_results(first, again.run())
 
 

@@ -62,12 +62,16 @@ class Inversion:
             {r: f.clone().requires_grad_(True) for r, f in self.start.features.items()},
             torch.zeros(1, prior.generator.spec.plane_channels, cfg.rear_size, cfg.rear_size, requires_grad=True),
         )
-        self.novel = self._novel_views(plain)
+        saved = None
+        if checkpoint is not None and checkpoint.is_file():
+            saved = torch.load(checkpoint, weights_only=True)
+        later = saved is not None and saved["stage"] != "latent"  # only the latent stage looks at the kept views
+        self.novel = [] if later else self._novel_views(plain)
         self.grid: Tensor | None = None
         self.gate: Tensor | None = None
         self.optimizer = self._latent_optimizer()
-        if checkpoint is not None and checkpoint.is_file():
-            self.load_state_dict(torch.load(checkpoint, weights_only=True))
+        if saved is not None:
+            self.load_state_dict(saved)
             log.info("resuming the inversion in stage '%s' at step %d", self.stage, self.step)
 
     # ---- state ---------------------------------------------------------------------------------------------------

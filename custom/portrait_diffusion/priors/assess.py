@@ -13,7 +13,7 @@ from .alignment import encoder_input
 from .data import MultiViewData
 from .networks import Encoder, Generator
 from .patches import over_white, premultiplied_images
-from .render import render_planes
+from .render import half_precision, render_planes
 
 BINS = {"below45": (0, 45), "45to135": (45, 135), "back": (135, 181)}
 """Absolute azimuth in degrees; the input view is its own bin."""
@@ -27,7 +27,7 @@ def encode_first_view(encoder: Encoder, data: MultiViewData, rows: slice) -> tup
     colour, alpha = image[:, :3], image[:, 3:]
     azimuth, elevation = data.azimuth[rows, 0], data.elevation[rows, 0]
     x = encoder_input(colour, alpha, torch.ones_like(alpha), azimuth, elevation, encoder.spec.encoder_input)
-    with _half(data.device):
+    with half_precision(data.device):
         ws, _, features = encoder(x)
     return ws, features
 
@@ -42,13 +42,9 @@ def encode_all(encoder: Encoder, data: MultiViewData, batch: int = 16) -> Tensor
 def planes_of(generator: Generator, encoder: Encoder, data: MultiViewData, rows: slice) -> tuple:
     """Planes of subjects from their view 0 alone, and all their images (B, V, 4, S, S), premultiplied."""
     ws, features = encode_first_view(encoder, data, rows)
-    with _half(data.device):
+    with half_precision(data.device):
         planes = generator.synthesis(ws, features)
     return [level.float() for level in planes], premultiplied_images(data.rgba[rows])
-
-
-def _half(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu")
 
 
 def render_over_white(generator: Generator, planes: list[Tensor], c2w: Tensor, fovy: Tensor, size: int) -> Tensor:

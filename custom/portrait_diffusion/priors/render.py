@@ -9,6 +9,11 @@ from ..ops.triplane import PLANE_AXES, DecoderWeights, colour_activation, decode
 from ..ops.volrend import render_rays
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """Networks of the prior in bfloat16 on an accelerator, as they are on a CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu")
+
+
 def plane_features(levels: list[Tensor], coords: Tensor) -> Tensor:
     """`sample_planes`, through the Triton kernels on a GPU (bfloat16 out) where coordinates need no gradient."""
     if levels[0].is_cuda and not coords.requires_grad:

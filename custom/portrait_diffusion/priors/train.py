@@ -28,7 +28,7 @@ from .data import MultiViewData, load_shards, read_manifest
 from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
 from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
-from .render import render_planes
+from .render import half_precision, render_planes
 from .storage import save_weights
 
 log = logging.getLogger("portrait_diffusion")
@@ -200,9 +200,6 @@ class Trainer:
         }
 
     # ---- model ---------------------------------------------------------------------------------------------------
-    def autocast(self):
-        return torch.autocast(self.data.device.type, dtype=torch.bfloat16, enabled=self.data.device.type != "cpu")
-
     def render(self, planes: list[Tensor], cams: dict, generator: torch.Generator | None = None) -> dict:
         rays_o, rays_d = patch_rays(cams["c2w"], cams["fovy"], cams["scale"], cams["offset"], PATCH)
         return render_planes(
@@ -246,7 +243,7 @@ class Trainer:
         """Gradients of generator and encoder on a fresh batch; keeps in `made` what the discriminator needs."""
         c, d = self.config, self.data
         batch = self.draw()
-        with self.autocast():
+        with half_precision(self.data.device):
             ws, delta, features = self.encoder(batch["x"])
             keep = (self.rand(c.batch) >= c.drop_features).float()[:, None, None, None]
             features = {r: f * keep for r, f in features.items()}
@@ -275,11 +272,11 @@ class Trainer:
             error = (out["depth"][:m] - batch["depth"]).abs().clamp(max=0.2)
             losses["depth"] = c.w_depth * (error * solid).sum() / solid.sum().clamp(min=1)
         if self.perceptual is not None:
-            with self.autocast():
+            with half_precision(self.data.device):
                 losses["perceptual"] = c.w_perceptual * self.perceptual(fake[:m, :3], real[:, :3]).float().mean()
         self.discriminator.requires_grad_(False), self.critic.requires_grad_(False)
         if judged:
-            with self.autocast():
+            with half_precision(self.data.device):
                 logits = self.judge(fake, both["condition"], m)
                 latent = self.critic(w).float()
             losses["adversarial"] = self.adversarial * c.w_adversarial * F.softplus(-logits[:m]).mean()
@@ -297,7 +294,7 @@ class Trainer:
         """Gradients of discriminator and critic on the pictures of the last `make`; R1 now and then ("lazy")."""
         c, made = self.config, self.made
         real, ws = made["real"], made["ws"]
-        with self.autocast():
+        with half_precision(self.data.device):
             on_fake = self.judge(made["fake"], made["fake_condition"], len(real))
             on_real = self.discriminator(real, made["real_condition"]).float()
             pick = torch.randint(ws.shape[1], (ws.shape[0],), generator=self.rng, device=ws.device)
