@@ -1,9 +1,9 @@
-"""How often the face detector sees a face where there is none: true views of synthetic heads from behind.
+"""What the face detector says of heads that have one face for certain: true views of synthetic heads.
 
     python benchmarks/janus_floor.py --data TEST_DATA --out benchmarks/results/janus_floor.json
 
-The Janus rate of `benchmarks/photos.py` counts detections of YuNet in views beyond 120 degrees. This is its value for
-heads that have one face for certain, so a rate below it means nothing.
+The Janus rate counts faces that YuNet finds in views beyond 120 degrees with a confidence of `JANUS_SCORE` or more. The
+result tells how well that limit parts faces (views within 60 degrees) from backs of heads, and how other limits would.
 """
 import argparse
 import json
@@ -13,10 +13,18 @@ from pathlib import Path
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
-from portrait_diffusion.evaluation.identity import BACK_AZIMUTH_DEG, detect_faces  # noqa: E402
+from portrait_diffusion.evaluation.identity import BACK_AZIMUTH_DEG, JANUS_SCORE, detect_faces  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.priors.data import load_shards, read_manifest  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
+
+FACE_AZIMUTH_DEG = 61.0
+LIMITS = (0.6, 0.7, 0.8, 0.9)
+
+
+def shares(scores: list[float]) -> dict:
+    """Share of the views at or above each limit."""
+    return {str(limit): round(sum(score >= limit for score in scores) / len(scores), 4) for limit in LIMITS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,16 +35,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     data = load_shards(args.data, "cpu")
     azimuth = ((data.azimuth + 180) % 360 - 180).abs()
-    found = []
-    for subject, view in (azimuth > BACK_AZIMUTH_DEG).nonzero().tolist():
+    front, behind = [], []
+    for subject, view in ((azimuth > BACK_AZIMUTH_DEG) | (azimuth < FACE_AZIMUTH_DEG)).nonzero().tolist():
         image = premultiplied_images(data.rgba[subject, view])
         picture = over_white(image[:3], image[3:]).permute(1, 2, 0).numpy()
-        found.append(bool(detect_faces(picture)))
+        score = max((face.score for face in detect_faces(picture)), default=0.0)
+        (behind if azimuth[subject, view] > BACK_AZIMUTH_DEG else front).append(score)
     spec = next(iter(read_manifest(args.data).values()), {}).get("spec", {})
     result = {
-        "what": "share of true views of synthetic heads beyond 120 degrees in which YuNet detects a face",
-        "rate": round(sum(found) / len(found), 4), "views": len(found), "size": data.size, "split": spec.get("split"),
-        "seed": spec.get("seed"), "subjects": len(data),
+        "what": "YuNet's best confidence in true views of synthetic heads; shares of views at or above a limit",
+        "limit": JANUS_SCORE, "size": data.size, "split": spec.get("split"), "seed": spec.get("seed"),
+        "subjects": len(data),
+        "faces within 60 degrees": {"views": len(front), "lowest": round(min(front), 4), "found": shares(front)},
+        "backs beyond 120 degrees": {"views": len(behind), "highest": round(max(behind), 4), "found": shares(behind)},
     }  # fmt: skip
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -45,7 +45,7 @@ FAST = {"alex": no_distance, "vgg": no_distance}
 def no_faces(monkeypatch):
     monkeypatch.setattr(report_metrics, "sface_cosine", lambda a, b: (None, "no face found in the first picture"))
     monkeypatch.setattr(report_metrics, "detect_faces", lambda image: [])
-    monkeypatch.setattr(report_metrics, "janus_rate", lambda images, azimuths: 0.0)
+    monkeypatch.setattr(report_metrics, "behind_scores", lambda images, azimuths: [0.0] * len(images))
 
 
 def test_known_values_and_views(no_faces):
@@ -58,7 +58,7 @@ def test_known_values_and_views(no_faces):
     assert result["laplacian_ratio"] == pytest.approx(1, abs=1e-3)
     assert result["band_ratio_2"] == pytest.approx(1, abs=1e-3)
     assert result["sface_front"] is None and "no face" in result["reasons"]["sface_front"]
-    assert result["sface_detection_rate"] == 0 and result["janus_rate"] == 0
+    assert result["sface_detection_rate"] == 0 and result["janus_rate"] == result["janus_score"] == 0
     assert sorted(round(a) for a in seen if abs(a) < 100) == [-30, 0, 30]
     behind = [a for a in seen if abs(a) > 100]
     assert len(behind) == 8 and all(abs(a) > 120 for a in behind)
@@ -87,11 +87,11 @@ def test_missing_weights_are_reported_not_hidden(monkeypatch, no_faces):
         raise EnvironmentProblem("The weights are not installed; run: pip install them.")
 
     monkeypatch.setattr(report_metrics, "STLPIPS", missing)
-    monkeypatch.setattr(report_metrics, "janus_rate", missing)
+    monkeypatch.setattr(report_metrics, "behind_scores", missing)
     assert report_metrics.load_perceptual() == {}
     prepared = make_prepared()
     result = evaluate_portrait(make_render_fn(prepared), prepared, SIZE)
-    for name in ("stlpips_alex", "stlpips_vgg", "janus_rate"):
+    for name in ("stlpips_alex", "stlpips_vgg", "janus_rate", "janus_score"):
         assert result[name] is None and "pip install" in result["reasons"][name]
     assert result["psnr_db"] is not None and "psnr_db" not in result["reasons"]
 
@@ -130,7 +130,7 @@ def test_report_with_the_real_networks():
         return {"comp_rgb_fg": colour[None], "opacity": prepared.alpha[None]}
 
     result = evaluate_portrait(janus_head, prepared, SIZE)
-    assert result["janus_rate"] == 2 / 8
+    assert result["janus_rate"] == 2 / 8 and result["janus_score"] > 0.9
     assert result["sface_front"] > 0.9 and result["sface_plus30"] is None
     assert "second" in result["reasons"]["sface_plus30"]
     assert result["sface_detection_rate"] == pytest.approx(1 / 3)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.photo import matte, matte_net
-from portrait_diffusion.photo.matte import choose_matte, estimate_alpha, grabcut_alpha, network_alpha, portrait_prior
+from portrait_diffusion.photo.grabcut import portrait_prior, settle
+from portrait_diffusion.photo.matte import choose_matte, estimate_alpha, grabcut_alpha, network_alpha
 from portrait_diffusion.photo.matte_net import MatteNet, load_matte_net, save_matte_net
 
 
@@ -103,6 +104,24 @@ def test_grabcut_finds_a_drawn_bust_and_repeats():
     assert float(alpha[:, :20].max()) == 0
     cv2.setRNGSeed(123)
     assert torch.equal(grabcut_alpha(picture, valid), alpha)
+
+
+def test_wide_doubts_are_settled_by_colour_and_narrow_ones_stay():
+    cv2 = pytest.importorskip("cv2")
+    picture, mask = bust()
+    rgb, inside, true = picture.permute(2, 0, 1), torch.ones(1, 256, 256), mask.permute(2, 0, 1).float()
+    alpha = true.clone()
+    alpha[:, 100:160, 180:240] = 0.6  # beside the head: person and background
+    alpha[:, 200:250, 128] = 0.3  # a line on the chest
+    alpha[:, 20:24, 20:60] = 0.8  # a strand
+    assert float(((alpha > 0.5) != (true > 0.5)).float()[:, 90:170, 170:250].mean()) > 0.3
+    settled = settle(rgb, inside, alpha)
+    assert float(((settled > 0.5) != (true > 0.5)).float()[:, 90:170, 170:250].mean()) < 0.01
+    assert torch.equal(settled[:, :80], alpha[:, :80]) and torch.equal(settled[:, :, :150], alpha[:, :, :150])
+    cv2.setRNGSeed(123)
+    assert torch.equal(settle(rgb, inside, alpha), settled)
+    for certain in (torch.full_like(alpha, 0.5), true):  # nothing to learn from, nothing to decide
+        assert settle(rgb, inside, certain) is certain
 
 
 def test_prior_is_symmetric_and_covers_the_landmarks():

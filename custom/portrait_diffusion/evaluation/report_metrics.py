@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import EnvironmentProblem, UsageError
 from ..ops.cameras import canonical_fovy, orbit_c2w
 from . import image as image_metrics
-from .identity import detect_faces, janus_rate, sface_cosine
+from .identity import behind_scores, detect_faces, janus_rate, sface_cosine
 from .stlpips import STLPIPS
 
 SIDE_AZIMUTH_DEG = 30.0
@@ -65,7 +65,8 @@ def evaluate_portrait(
         ``psnr_db``, ``stlpips_alex``, ``stlpips_vgg``, ``silhouette_iou``, ``laplacian_ratio``, ``band_ratio_1`` to
         ``band_ratio_3`` (octaves up to the Nyquist frequency), all for the input view; ``sface_front``,
         ``sface_plus30``, ``sface_minus30`` (cosine to the photo; azimuths 0 and +-30 degrees),
-        ``sface_detection_rate`` over those three views; ``janus_rate`` over eight views with |azimuth| > 120 degrees.
+        ``sface_detection_rate`` over those three views; ``janus_rate`` over eight views with |azimuth| > 120 degrees,
+        ``janus_score`` the highest confidence of a face in them.
     Raises: UsageError for a matte without any visible pixel or a size below 32.
     """
     if size < 32:
@@ -115,7 +116,14 @@ def evaluate_portrait(
     for name, picture in {"front": front, **sides}.items():
         record(f"sface_{name}", lambda p=picture: sface_cosine(reference, _hwc(p)))
     record("sface_detection_rate", lambda: _detection_rate([front, *sides.values()]))
-    record("janus_rate", lambda: (janus_rate([_hwc(back) for back in backs], BACK_AZIMUTHS_DEG), ""))
+    scores: list[float] = []
+
+    def look_behind() -> tuple[float, str]:
+        scores.extend(behind_scores([_hwc(back) for back in backs], BACK_AZIMUTHS_DEG))
+        return janus_rate(scores), ""
+
+    record("janus_rate", look_behind)
+    record("janus_score", lambda: (max(scores), "") if scores else (None, reasons["janus_rate"]))
     return {**values, "reasons": reasons}
 
 
