@@ -27,8 +27,8 @@ DETECTION_SIDE = 320
 BACK_AZIMUTH_DEG = 120.0
 JANUS_SCORE = 0.8
 """Confidence from which a detection behind the head counts as a face. Measured by `benchmarks/janus_floor.py` on true
-views of synthetic heads at 128 pixels: every face seen from within 60 degrees scores higher, every back of a head lower;
-the detector's own lower limit (0.6) sees faces in one true back in seven."""
+views of synthetic heads at 128 pixels: every face seen from within 60 degrees scores higher, every back of a head
+lower; the detector's own lower limit (0.6) sees faces in one true back in seven."""
 
 
 def sface_path() -> Path:

@@ -1,0 +1,185 @@
+"""Forward projection of views into another view through their depth, with an occlusion test: the explicit prior.
+
+Every source pixel is cut into k x k cells that lie on its own surface, each cell lands in one target pixel, and a target
+pixel takes the mean of the cells it sees. Nothing is interpolated in the target view: a colour that arrives was in a
+source, holes stay holes. (A backward warp with bilinear look-ups blurs, and shows a surface again where it is hidden.)
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cameras import get_rays, project_points
+
+TOLERANCE = 0.01
+"""Depth by which cells of one surface may differ besides its slope, scene units."""
+GRAZING = 0.1
+"""Cosine between normal and line of sight below which a surface counts as not seen."""
+
+
+@dataclass
+class Cells:
+    """Source pixels cut into cells, as a target camera sees them; M = N H W k^2 cells of N source views.
+
+    Attributes:
+        pixel: (B, M) flat target pixel, -1 where the cell is not in the picture or faces away.
+        distance: (B, M) to the target camera, scene units.
+        slope: (B, M) change of distance over one target pixel.
+        facing: (B, M) cosine between normal and the source's line of sight, in [0, 1].
+        source: (M,) flat source pixel (view, row, column).
+    """
+
+    pixel: Tensor
+    distance: Tensor
+    slope: Tensor
+    facing: Tensor
+    source: Tensor
+
+
+def limited_slopes(depth: Tensor, solid: Tensor) -> tuple[Tensor, Tensor]:
+    """Depth change per column and per row that stays on a pixel's own surface.
+
+    Of the differences to both neighbours the smaller one where they agree in sign, else 0 (the minmod limiter of Roe,
+    "Characteristic-based schemes for the Euler equations", 1986, section 4); a neighbour that is not solid has no say.
+
+    Args: depth (B, H, W), solid (B, H, W) bool. Returns: two (B, H, W).
+    """
+
+    def along(axis: int) -> Tensor:
+        step = depth.diff(dim=axis)
+        both = solid.narrow(axis, 1, solid.shape[axis] - 1) & solid.narrow(axis, 0, solid.shape[axis] - 1)
+        pad = [1, 0] if axis == 2 else [0, 0, 1, 0]
+        end = [0, 1] if axis == 2 else [0, 0, 0, 1]
+        before, before_on = F.pad(step, pad), F.pad(both, pad)
+        after, after_on = F.pad(step, end), F.pad(both, end)
+        least = torch.where(before.abs() < after.abs(), before, after)
+        least = torch.where(before * after > 0, least, torch.zeros_like(least))
+        return torch.where(before_on & after_on, least, before * before_on + after * after_on)
+
+    return along(2), along(1)
+
+
+def cells_of(
+    depth: Tensor, c2w: Tensor, fovy: Tensor, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
+    subdivide: int = 3, crop: Tensor | None = None, target_crop: Tensor | None = None,
+) -> Cells:
+    """Cut source pixels into cells on their surfaces and find them in a target view. Not differentiable.
+
+    Args:
+        depth: (B, N, H, W) distance along the ray, scene units; 0 or less is background.
+        c2w, fovy: (B, N, 4, 4) and (B, N) radians, of the sources.
+        target_c2w, target_fovy: (B, 4, 4) and (B,).
+        height, width: of the target in pixels.
+        subdivide: k, cells along a pixel's side.
+        crop, target_crop: (B, N, 3) and (B, 3), see `ops.cameras`; None is none.
+    """
+    b, n, h, w = depth.shape
+    k = subdivide
+    flat = depth.detach().reshape(b * n, h, w)
+    solid = flat > 0
+    dx, dy = limited_slopes(flat, solid)
+    offset = (torch.arange(k, device=depth.device, dtype=flat.dtype) + 0.5) / k - 0.5
+
+    def fine(x: Tensor) -> Tensor:
+        return x.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
+
+    distance = fine(flat) + fine(dx) * offset.repeat(w) + fine(dy) * offset.repeat(h)[:, None]
+    camera = c2w.reshape(b * n, 4, 4), fovy.reshape(b * n), h * k, w * k
+    rays_o, rays_d = get_rays(*camera, None if crop is None else crop.reshape(b * n, 3))
+    points = rays_o + distance[..., None] * rays_d
+    # the normal of a cell's plane: of the points one pixel to the right and one down on that plane
+    right = fine(dx)[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 2) * k
+    down = fine(dy)[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 1) * k
+    normal = F.normalize(torch.linalg.cross(down, right), dim=-1)
+    facing = -(normal * rays_d).sum(-1)
+
+    def cells(x: Tensor) -> Tensor:  # (B N, kH, kW, ...) to (B, M, ...)
+        return x.reshape(b, n * h * k * w * k, *x.shape[3:])
+
+    points, normal = cells(points), cells(normal)
+    view = points - target_c2w[:, None, :3, 3]
+    reach = view.norm(dim=-1)
+    cosine = -(normal * view).sum(-1) / reach.clamp(min=1e-6)
+    pixels, ahead = project_points(points, target_c2w, target_fovy, height, width, target_crop)
+    column, row = pixels.floor().long().unbind(-1)
+    seen = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (ahead > 0) & (cosine > GRAZING)
+    seen = seen & cells(fine(solid)) & (cells(facing) > GRAZING)
+    footprint = 2 * torch.tan(target_fovy / 2)[:, None] * ahead / height
+    if target_crop is not None:
+        footprint = footprint / target_crop[:, :1]
+    slope = footprint * (1 / cosine.clamp(min=GRAZING).square() - 1).clamp(min=0).sqrt()
+    index = torch.arange(n * h * w, device=depth.device).view(n, h, w)
+    return Cells(
+        torch.where(seen, row * width + column, -1), reach, slope, cells(facing).clamp(0, 1), fine(index).flatten()
+    )
+
+
+def _ray_step(rays_d: Tensor, axis: int) -> Tensor:
+    """Change of ray direction from one ray to the next along an axis; the last one repeats."""
+    step = rays_d.diff(dim=axis)
+    return torch.cat([step, step.narrow(axis, step.shape[axis] - 1, 1)], dim=axis)
+
+
+def visible(cells: Cells, pixels: int, target_depth: Tensor | None = None) -> Tensor:
+    """Which cells the target sees: the nearest surface in each pixel, with a tolerance that follows its slope.
+
+    Args:
+        cells: of `cells_of`.
+        pixels: of the target, H W.
+        target_depth: (B, H, W) distance along the target's rays, 0 or less for background, if the geometry is known:
+            cells must then lie on it, else on the nearest cell of their pixel.
+    Returns: (B, M) bool.
+    """
+    inside = cells.pixel >= 0
+    index = cells.pixel.clamp(min=0)
+    tolerance = TOLERANCE + cells.slope
+    if target_depth is not None:
+        known = target_depth.flatten(1).gather(1, index)
+        return inside & (known > 0) & ((cells.distance - known).abs() <= tolerance)
+    far = torch.where(inside, cells.distance, torch.inf)
+    nearest = far.new_full((len(far), pixels), torch.inf).scatter_reduce(1, index, far, "amin")
+    return inside & (cells.distance <= nearest.gather(1, index) + tolerance)
+
+
+def forward_project(
+    values: Tensor, depth: Tensor, c2w: Tensor, fovy: Tensor, target_c2w: Tensor, target_fovy: Tensor,
+    height: int, width: int, target_depth: Tensor | None = None, weights: Tensor | None = None, subdivide: int = 3,
+    min_coverage: float = 0.25, crop: Tensor | None = None, target_crop: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What N views show, projected into another view.
+
+    A target pixel takes the mean of the cells that it sees (`visible`), weighted by ``weights`` times the squared cosine
+    under which their source saw them, so that of several views the one that looks straight at a place decides.
+    Differentiable in `values`; depth and cameras are constants.
+
+    Args:
+        values: (B, N, C, H, W) any channels.
+        depth: (B, N, H, W) distance along the ray, scene units; 0 or less is background and projects nothing.
+        c2w, fovy: (B, N, 4, 4) and (B, N) radians. target_c2w, target_fovy: (B, 4, 4) and (B,).
+        height, width: of the target in pixels.
+        target_depth: (B, height, width) if the target's geometry is known, see `visible`.
+        weights: (B, N, H, W) >= 0, how far a source pixel is to be believed; 0 leaves it out.
+        subdivide: k; a pixel is cut into k x k cells. Cost: B N H W k^2 cells.
+        min_coverage: share of k^2 cells that a target pixel must have received to be valid.
+        crop, target_crop: (B, N, 3) and (B, 3), see `ops.cameras`.
+    Returns: projected (B, C, height, width), 0 where not valid; valid (B, 1, height, width), 0 or 1.
+    """
+    b, n, c, h, w = values.shape
+    if depth.shape != (b, n, h, w):
+        raise ValueError(f"depth must be {(b, n, h, w)} to go with values {tuple(values.shape)}, got {tuple(depth.shape)}")
+    cells = cells_of(depth, c2w, fovy, target_c2w, target_fovy, height, width, subdivide, crop, target_crop)
+    seen = visible(cells, height * width, target_depth)
+    index = cells.pixel.clamp(min=0)
+    share = cells.facing.square() * seen
+    if weights is not None:
+        believed = weights.detach().reshape(b, -1)[:, cells.source]
+        share, seen = share * believed, seen & (believed > 0)
+    flat = values.transpose(1, 2).reshape(b, c, n * h * w)
+    total = share.new_zeros(b, height * width).scatter_add(1, index, share)
+    count = share.new_zeros(b, height * width).scatter_add(1, index, seen.to(share))
+    contributions = flat[:, :, cells.source] * share.to(flat)[:, None]
+    summed = flat.new_zeros(b, c, height * width).scatter_add(2, index[:, None].expand(-1, c, -1), contributions)
+    valid = (count >= min_coverage * subdivide**2) & (total > 0)
+    projected = torch.where(valid[:, None], summed / total.clamp(min=1e-12).to(flat)[:, None], 0)
+    return projected.view(b, c, height, width), valid.to(flat).view(b, 1, height, width)
