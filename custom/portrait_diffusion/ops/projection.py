@@ -1,8 +1,9 @@
 """Forward projection of views into another view through their depth, with an occlusion test: the explicit prior.
 
-Every source pixel is cut into k x k cells that lie on its own surface, each cell lands in one target pixel, and a target
-pixel takes the mean of the cells it sees. Nothing is interpolated in the target view: a colour that arrives was in a
-source, holes stay holes. (A backward warp with bilinear look-ups blurs, and shows a surface again where it is hidden.)
+Every source pixel is cut into k x k cells that lie on its own surface, each cell lands in one target pixel, and a
+target pixel takes the mean of the cells it sees. Nothing is interpolated in the target view: a colour that arrives was
+in a source, holes stay holes. (A backward warp with bilinear look-ups blurs, and shows a surface again where it is
+hidden.)
 """
 from dataclasses import dataclass
 
@@ -149,7 +150,7 @@ def forward_project(
 ) -> tuple[Tensor, Tensor]:
     """What N views show, projected into another view.
 
-    A target pixel takes the mean of the cells that it sees (`visible`), weighted by ``weights`` times the squared cosine
+        raise ValueError(f"depth must be {(b, n, h, w)}, as values {tuple(values.shape)} say; got {tuple(depth.shape)}")
     under which their source saw them, so that of several views the one that looks straight at a place decides.
     Differentiable in `values`; depth and cameras are constants.
 
