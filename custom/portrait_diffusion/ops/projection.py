@@ -150,8 +150,8 @@ def forward_project(
 ) -> tuple[Tensor, Tensor]:
     """What N views show, projected into another view.
 
-        raise ValueError(f"depth must be {(b, n, h, w)}, as values {tuple(values.shape)} say; got {tuple(depth.shape)}")
-    under which their source saw them, so that of several views the one that looks straight at a place decides.
+    A target pixel takes the mean of the cells that it sees (`visible`), weighted by ``weights`` times the squared
+    cosine under which their source saw them, so that of several views the one that looks straight at a place decides.
     Differentiable in `values`; depth and cameras are constants.
 
     Args:
@@ -168,7 +168,7 @@ def forward_project(
     """
     b, n, c, h, w = values.shape
     if depth.shape != (b, n, h, w):
-        raise ValueError(f"depth must be {(b, n, h, w)} to go with values {tuple(values.shape)}, got {tuple(depth.shape)}")
+        raise ValueError(f"depth must be {(b, n, h, w)}, as values {tuple(values.shape)} say; got {tuple(depth.shape)}")
     cells = cells_of(depth, c2w, fovy, target_c2w, target_fovy, height, width, subdivide, crop, target_crop)
     seen = visible(cells, height * width, target_depth)
     index = cells.pixel.clamp(min=0)

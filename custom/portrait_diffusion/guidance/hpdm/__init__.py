@@ -1,0 +1,1 @@
+"""HPDM: hybrid-priors diffusion model, at any size, built from the classes of diffusers."""
