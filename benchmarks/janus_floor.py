@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "custom"))
 
 from portrait_diffusion.evaluation.identity import BACK_AZIMUTH_DEG, JANUS_SCORE, detect_faces  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
-from portrait_diffusion.priors.data import load_shards, read_manifest  # noqa: E402
+from portrait_diffusion.multiview import load_shards, read_manifest  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
 
 FACE_AZIMUTH_DEG = 61.0

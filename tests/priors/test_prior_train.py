@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from balls import ball, write_shards
+from portrait_diffusion.multiview import MultiViewData, load_shards
 from portrait_diffusion.priors import assess, train
 from portrait_diffusion.priors.assess import evaluate
-from portrait_diffusion.priors.data import MultiViewData, load_shards
 from portrait_diffusion.priors.networks import Discriminator
 from portrait_diffusion.priors.patches import PATCH, patch_rays
 from portrait_diffusion.priors.storage import load_spec
 from portrait_diffusion.priors.train import TrainConfig, Trainer, schedule
 
-from .samples import ball, tiny_spec, write_shards
+from .samples import tiny_spec
 
 CONFIG = {"batch": 2, "sampled": 2, "coarse": 3, "fine": 3, "w_perceptual": 0.0, "r1_every": 2, "total_seconds": 100.0}
 

@@ -233,7 +233,7 @@ def test_command_writes_what_it_promises(tmp_path, assets_root, basis_file, gl_r
         )
         assert (
             shard["label"].shape == (1, 3, 32, 32)
-            and shard["depth"].dtype == np.float16
+            and shard["depth"].dtype == np.int16
             and shard["normal"].dtype == np.int8
         )
         assert shard["subject_index"].tolist() == [1] and json.loads(str(shard["subjects"]))[0]["index"] == 1

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import atomic_path
+from ..multiview import MultiViewData
 from ..ops.cameras import CANONICAL_FOVY_DEG, get_rays, orbit_c2w
 from .alignment import encoder_input
-from .data import MultiViewData
 from .networks import Encoder, Generator
 from .patches import over_white, premultiplied_images
 from .render import half_precision, render_planes

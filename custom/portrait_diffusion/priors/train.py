@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import atomic_path, write_text
+from ..multiview import MultiViewData, load_shards, read_manifest
 from .alignment import encoder_input
 from .assess import encode_all, evaluate, reconstruction_sheet, sample_sheet
 from .augment import affine_jitter, colour_jitter, degrade, unknown_border
-from .data import MultiViewData, load_shards, read_manifest
 from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
 from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
@@ -177,7 +177,7 @@ class Trainer:
             "condition": camera_condition(azimuth, d.elevation[subject, view], scale, offset),
         }
         if d.depth is not None:
-            depth = d.depth[subject, view].float()[:, None]
+            depth = d.distance(subject, view)[:, None]
             depth = torch.where(flip[:, None, None, None], depth.flip(3), depth)
             hit = (depth > 0).float()
             pooled = F.avg_pool2d(depth, 2) / F.avg_pool2d(hit, 2).clamp(min=1e-6)

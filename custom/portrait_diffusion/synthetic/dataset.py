@@ -9,7 +9,8 @@ Shard ``SPLIT_00000.npz`` (N subjects, V views, S pixels):
   ``target (N,V,3)``; ``c2w (N,V,4,4)`` float32; ``landmarks (N,5,3)`` head frame (eye centres, nose tip, mouth
   corners; smaller x first);
   ``landmarks_px (N,V,5,2)``; ``landmarks_visible (N,V,5)`` bool; ``subject_index (N,)``;
-  and if asked for: ``label (N,V,S,S)`` uint8, ``depth (N,V,S,S)`` float16 (distance along the ray; 0 = nothing),
+  and if asked for: ``label (N,V,S,S)`` uint8, ``depth (N,V,S,S)`` int16 (distance along the ray in 1/8192; 0 =
+  nothing),
   ``normal (N,V,S,S,3)`` int8 (unit vector x 127, world frame).
   ``subjects`` JSON text describing every subject.
 ``manifest_SPLIT.json`` holds the arguments, their hash, the version and the list of shards.
@@ -31,6 +32,7 @@ import numpy as np
 
 from ..errors import PortraitError, UsageError
 from ..files import atomic_path, write_text
+from ..multiview import encode_depth
 from .assets import find_assets
 from .heads import load_head_basis
 from .raster_gl import GLRasterizer
@@ -41,7 +43,7 @@ from .subjects import SPLITS, canonical_lighting
 from .views import evaluation_cameras, landmark_visibility, training_cameras
 
 LOG = logging.getLogger("portrait_diffusion")
-VERSION = 2  # increase when the same arguments give other pictures
+VERSION = 3  # increase when the same arguments give other pictures
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ShardRenderer:
         if "label" in spec.extras:
             row["label"] = np.stack([view.label for view in views])
         if "depth" in spec.extras:
-            row["depth"] = np.stack([view.depth for view in views]).astype(np.float16)
+            row["depth"] = encode_depth(np.stack([view.depth for view in views]))
         if "normal" in spec.extras:
             row["normal"] = np.round(np.stack([view.normal for view in views]) * 127).astype(np.int8)
         return row, subject.to_dict()

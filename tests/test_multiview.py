@@ -4,11 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from balls import AZIMUTHS, write_shards
 from portrait_diffusion.errors import UsageError
+from portrait_diffusion.multiview import DEPTH_SCALE, encode_depth, load_shards, read_manifest
 from portrait_diffusion.ops.canonical import CANONICAL_FOVY_DEG
-from portrait_diffusion.priors.data import load_shards, read_manifest
-
-from .samples import AZIMUTHS, write_shards
 
 
 def test_shards_become_one_data_set_in_order(tmp_path):
@@ -21,6 +20,24 @@ def test_shards_become_one_data_set_in_order(tmp_path):
     with np.load(tmp_path / "train_00001.npz") as second:
         assert np.array_equal(data.rgba[2].numpy(), second["rgba"][0])
     assert torch.equal(data.depth > 0, data.rgba[..., 3] > 0), "depth is where the ball is"
+
+
+def test_depth_and_normals_keep_their_precision(tmp_path):
+    folder = write_shards(tmp_path, subjects=2, size=16)
+    with np.load(folder / "train_00000.npz") as shard:
+        arrays = dict(shard)
+    exact = np.where(arrays["depth"] > 0, 2.7 + np.random.default_rng(0).uniform(-0.4, 0.4, arrays["depth"].shape), 0)
+    arrays["depth"] = encode_depth(exact)
+    arrays["normal"] = np.full((*exact.shape, 3), 127, np.int8)
+    np.savez(folder / "train_00000.npz", **arrays)
+    data = load_shards(folder, "cpu")
+    subject, view = torch.tensor([0, 1]), torch.tensor([3, 1])
+    error = data.distance(subject, view).numpy() - exact[[0, 1], [3, 1]]
+    assert np.abs(error).max() <= 0.5 / DEPTH_SCALE + 1e-6
+    assert data.normal.dtype == torch.int8 and data.normal.shape == (2, 4, 16, 16, 3)
+    arrays["depth"] = exact.astype(np.float16)  # of older data sets
+    np.savez(folder / "train_00000.npz", **arrays)
+    assert np.abs(load_shards(folder, "cpu").distance(subject, view).numpy() - exact[[0, 1], [3, 1]]).max() < 2e-3
 
 
 def test_the_limit_and_missing_depth(tmp_path):

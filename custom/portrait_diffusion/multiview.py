@@ -1,4 +1,12 @@
-"""Multi-view training data in device memory: all shards as bytes on the device, batches by indexing, no data loader."""
+"""Multi-view training data in device memory: all shards as small integers on the device, batches by indexing.
+
+A data set is a folder of shards ``SPLIT_00000.npz``, ... of one split, N subjects from V cameras in S x S pixels each:
+  ``rgba (N,V,S,S,4)`` uint8 straight colour + alpha; ``c2w (N,V,4,4)`` float32, world frame;
+  ``camera (N,V,4)`` float32 azimuth, elevation (degrees), distance, fovy (degrees); and, where a training needs them,
+  ``depth (N,V,S,S)`` int16, distance along the ray in 1/8192 units, 0 for nothing (float16 in units is read, too);
+  ``normal (N,V,S,S,3)`` int8, unit vector x 127, world frame.
+`synthetic.dataset` writes such folders; other arrays in a shard are not read.
+"""
 import json
 import zipfile
 from dataclasses import dataclass
@@ -8,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from .errors import UsageError
+
+DEPTH_SCALE = 8192.0
+"""Steps of a stored depth in one scene unit; 16 bits reach 4 units, half precision would be 16 times coarser there."""
 
 
 @dataclass
@@ -17,7 +28,9 @@ class MultiViewData:
 
     Attributes:
         rgba: (N, V, S, S, 4) uint8, straight colour and alpha.
-        depth: (N, V, S, S) float16 distance along the unit ray, 0 where nothing is hit; None when the shards have none.
+        depth: (N, V, S, S) int16 distance along the unit ray in 1 / `DEPTH_SCALE`, 0 where nothing is hit; None when
+            the shards have none.
+        normal: (N, V, S, S, 3) int8, unit vector x 127, world frame; None when the shards have none.
         c2w: (N, V, 4, 4) world frame; fovy: (N, V) radians.
         azimuth, elevation: (N, V) degrees.
     """
@@ -28,6 +41,11 @@ class MultiViewData:
     fovy: Tensor
     azimuth: Tensor
     elevation: Tensor
+    normal: Tensor | None = None
+
+    def distance(self, subject: Tensor, view: Tensor) -> Tensor:
+        """(..., S, S) float32 distance along the unit ray, scene units, of the indexed views."""
+        return self.depth[subject, view].float() / DEPTH_SCALE
 
     def __len__(self) -> int:
         return self.rgba.shape[0]
@@ -77,14 +95,18 @@ def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiVi
         values = np.concatenate(parts[key])[:limit]
         return torch.from_numpy(values).to(device=device, dtype=dtype)
 
+    def complete(key):
+        return len(parts.get(key, [])) == len(parts["rgba"])
+
     camera = stack("camera", torch.float32)  # (N, V, 4): azimuth, elevation, distance, fovy in degrees
     return MultiViewData(
         rgba=stack("rgba", torch.uint8),
-        depth=stack("depth", torch.float16) if len(parts.get("depth", [])) == len(parts["rgba"]) else None,
+        depth=stack("depth", torch.int16) if complete("depth") else None,
         c2w=stack("c2w", torch.float32),
         fovy=torch.deg2rad(camera[..., 3]),
         azimuth=camera[..., 0],
         elevation=camera[..., 1],
+        normal=stack("normal", torch.int8) if complete("normal") else None,
     )
 
 
@@ -92,13 +114,20 @@ def _read_shard(path: Path) -> dict:
     """The arrays of one shard that training needs; raises UsageError naming the file."""
     try:
         with np.load(path, allow_pickle=False) as shard:
-            arrays = {key: shard[key] for key in ("rgba", "depth", "c2w", "camera") if key in shard.files}
+            arrays = {key: shard[key] for key in ("rgba", "depth", "normal", "c2w", "camera") if key in shard.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not a readable shard ({error}); delete it and render it again.") from error
     missing = {"rgba", "c2w", "camera"} - set(arrays)
     if missing:
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it is no shard of portrait_diffusion.synthetic.")
+    if arrays.get("depth", np.zeros(0, np.int16)).dtype != np.int16:
+        arrays["depth"] = encode_depth(arrays["depth"])
     return arrays
+
+
+def encode_depth(depth: np.ndarray) -> np.ndarray:
+    """Distances in scene units as stored in shards: int16 steps of 1 / `DEPTH_SCALE`, clipped at 3.99 units."""
+    return np.round(np.clip(depth.astype(np.float32) * DEPTH_SCALE, 0, 32767)).astype(np.int16)
 
 
 def read_manifest(folder: str | Path) -> dict:
