@@ -21,10 +21,12 @@ PARTS = {
 }  # fmt: skip
 OPTIONAL = {
     "plots": ["matplotlib>=3.7"],
-    "train": ["pytorch-lightning>=2.1,<3"],
+    "train": ["pytorch-lightning>=2.6,<3", "tensorboard>=2.14"],
+    "hpdm": ["diffusers>=0.30"],
     "synthetic": ["anny>=0.6,<0.7", "moderngl>=5.10"],
     "dev": [
-        "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "pytorch-lightning>=2.1,<3", "moderngl>=5.10",
+        "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10", "diffusers>=0.30",
+        "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
     ],
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
+from .optional import require
 from .progress import Quiet, make_progress
 
 INTERRUPTED = 130
@@ -29,6 +30,7 @@ other commands (each with its own --help):
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
   train-matte     train the matting network
+  train-hpdm      train the multi-view diffusion model on rendered heads
 
 example:
   %(prog)s --image photo.jpg --out outputs/me system.exporter.render_size=192
@@ -348,10 +350,20 @@ def train_matte_command(argv: Sequence[str]) -> int:
     return 0
 
 
+def train_hpdm_command(argv: Sequence[str]) -> int:
+    """Options and work: `guidance.hpdm.train.main`."""
+    require("diffusers", extra="hpdm")
+    require("pytorch_lightning", extra="train", package="pytorch-lightning")
+    from .guidance.hpdm.train import main as train
+
+    return train(list(argv))
+
+
 COMMANDS = {
     "render": render_command,
     "doctor": doctor_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
     "train-matte": train_matte_command,
+    "train-hpdm": train_hpdm_command,
 }

@@ -38,6 +38,8 @@ PACKAGES = (
     ("imageio_ffmpeg", "imageio-ffmpeg", "export", True),
     ("matplotlib", "matplotlib", "plots", False),
     ("pytorch_lightning", "pytorch-lightning", "train", False),
+    ("tensorboard", "tensorboard", "train", False),
+    ("diffusers", "diffusers", "hpdm", False),
     ("moderngl", "moderngl", "synthetic", False),
     ("anny", "anny", "synthetic", False),
 )

@@ -47,7 +47,7 @@ def only_parse(monkeypatch):
 
 def test_the_readme_shows_every_kind_of_command():
     first = {words[0] for words in launches()}
-    assert {"--image", "render", "doctor", "train-prior", "render-dataset", "train-matte"} <= first
+    assert {"--image", "render", "doctor", "train-prior", "render-dataset", "train-matte", "train-hpdm"} <= first
 
 
 @pytest.mark.parametrize("words", launches(), ids=" ".join)

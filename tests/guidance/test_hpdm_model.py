@@ -1,4 +1,5 @@
 """HPDM: limits of its branches, guidance algebra, what is predicted, gates, files."""
+import copy
 import json
 import math
 
@@ -208,6 +209,21 @@ def test_a_model_survives_its_folder(trained, tmp_path):
     small = load_hpdm(tmp_path / "h").state_dict()
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(value.half().float(), small[name])
+
+
+@torch.no_grad()
+def test_a_copy_is_a_model_of_its_own(trained):
+    """Hooks of a copy work on the copy: its answer changes with its own weights and leaves the original alone."""
+    c, x, t = conditions(), noise(2, 4, 8, 8), torch.tensor([10, 700])
+    before = trained.predict(x, t, c, 1.0, 1.0).noise
+    twin = copy.deepcopy(trained)
+    torch.testing.assert_close(twin.predict(x, t, c, 1.0, 1.0).noise, before)
+    for merge in twin.implicit.merges.values():
+        merge.zero.weight.mul_(-3.0)
+    for parameter in twin.reference.parameters():
+        parameter.mul_(0.5)
+    assert not torch.allclose(twin.predict(x, t, c, 1.0, 1.0).noise, before)
+    assert torch.equal(trained.predict(x, t, c, 1.0, 1.0).noise, before)
 
 
 def test_broken_folders_are_named(fresh, tmp_path):

@@ -5,6 +5,8 @@ their norms, is kept as a bank of tokens (the idea of ReferenceNet: Hu et al., "
 3.2). At the same places in the Explicit-Branch the bank is attended to, and the answer is added to the branch's own
 self-attention through a residual block whose last layer starts at zero.
 """
+from functools import partial
+
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,13 +27,10 @@ class Recorder:
     def __init__(self, network: nn.Module):
         self.tokens: dict[str, Tensor] = {}
         for name, module in self_attentions(network).items():
-            module.register_forward_pre_hook(self._keep(name))
+            module.register_forward_pre_hook(partial(self._keep, name))
 
-    def _keep(self, name: str):
-        def hook(module, args):
-            self.tokens[name] = args[0]
-
-        return hook
+    def _keep(self, name: str, module: nn.Module, args: tuple) -> None:
+        self.tokens[name] = args[0]
 
     def take(self) -> dict[str, Tensor]:
         """The tokens of the last run; forgets them."""
@@ -107,15 +106,12 @@ class ImplicitBranch(ModelMixin, ConfigMixin):
             odd = sorted(set(attentions) ^ set(self.config.blocks))[:3]
             raise ValueError(f"the Implicit-Branch was made for another network: they differ in {', '.join(odd)}")
         for name, module in attentions.items():
-            module.register_forward_hook(self._merge(name))
+            module.register_forward_hook(partial(self._merge, name))
 
-    def _merge(self, name: str):
-        def hook(module, args, output):
-            if self.bank is None:
-                return output
-            return output + self.merges[name.replace(".", "/")](args[0], self.bank[name], self.gate)
-
-        return hook
+    def _merge(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if self.bank is None:
+            return output
+        return output + self.merges[name.replace(".", "/")](args[0], self.bank[name], self.gate)
 
     def set(self, bank: dict[str, Tensor] | None, gate: Tensor | None = None) -> None:
         """The bank {name: (B, R, L, C)} and gate (B, R) of the next runs; None for none."""

@@ -19,8 +19,9 @@ from .implicit import ImplicitBranch, Recorder
 
 @dataclass
 class Prediction:
-    """What the denoiser says of noisy latents: the noise in them and the clean latents, both (B, C, h, w)."""
+    """What the denoiser says of noisy latents, all (B, C, h, w): its output, the noise in them, the clean latents."""
 
+    output: Tensor
     noise: Tensor
     clean: Tensor
 
@@ -170,11 +171,11 @@ class HPDM(nn.Module):
         signal, spread = (x.to(noisy) for x in self.levels(timesteps))
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
-            return Prediction(output, (noisy - spread * output) / signal.clamp(min=1e-4))
+            return Prediction(output, output, (noisy - spread * output) / signal.clamp(min=1e-4))
         if kind == "v_prediction":
-            return Prediction(signal * output + spread * noisy, signal * noisy - spread * output)
+            return Prediction(output, signal * output + spread * noisy, signal * noisy - spread * output)
         if kind == "sample":
-            return Prediction((noisy - signal * output) / spread.clamp(min=1e-4), output)
+            return Prediction(output, (noisy - signal * output) / spread.clamp(min=1e-4), output)
         raise ValueError(f"the scheduler's prediction_type is '{kind}'; expected epsilon, v_prediction or sample")
 
 
@@ -222,7 +223,7 @@ def build_mini(
     )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-        rescale_betas_zero_snr=True, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        rescale_betas_zero_snr=True, clip_sample=False, set_alpha_to_one=True, steps_offset=1,
         timestep_spacing="trailing",
     )  # fmt: skip
     return HPDM(unet, explicit, reference, ImplicitBranch.like(explicit), vae, scheduler, CameraTokens(dim=token_dim))

@@ -1,0 +1,414 @@
+"""Training of a small HPDM on multi-view data: first the autoencoder, then denoiser and branches; Lightning, resumable.
+
+    launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage autoencoder --seconds 180
+    launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage denoiser --seconds 540
+
+Each stage goes on from its own ``last.ckpt`` in OUT. Learning rates follow the share of the stage's budget (steps or
+seconds) that is used up. Randomness of a step follows from seed, step and rank alone, so a resumed run makes the steps
+that an uninterrupted one would.
+"""
+import argparse
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from ...files import PARTIAL_PREFIX, write_text
+from ...multiview import MultiViewData, load_shards, read_manifest
+from ...noise.transport import latent_depth, transport
+from ...ops.projection import forward_project
+from ...optional import require
+from ...priors.augment import colour_jitter
+from ...priors.train import default_device
+from .batches import BatchConfig, TrainBatch, make_batch
+from .conditions import References
+from .model import HPDM, build_mini
+from .storage import INDEX, load_hpdm, save_hpdm
+
+log = logging.getLogger("portrait_diffusion")
+STAGES = ("autoencoder", "denoiser")
+
+
+@dataclass
+class HPDMTrainConfig:
+    """Hyper-parameters of both stages."""
+
+    batch: int = 64
+    """Pictures a step and device (autoencoder), targets a step and device (denoiser)."""
+    learning_rate: float = 4e-4
+    warmup_steps: int = 200
+    decay_from: float = 0.6
+    """Share of the budget after which the learning rate falls (cosine) to a twentieth."""
+    total_steps: int = 0
+    """Budget of the stage in steps; 0 goes by `total_seconds`."""
+    total_seconds: float = 1200.0
+    ema_decay: float = 0.999
+    w_perceptual: float = 0.5
+    """Autoencoder: ST-LPIPS beside L1."""
+    latent_noise: float = 0.03
+    """Autoencoder: noise on latents of unit size before decoding, so that near latents are near pictures."""
+    w_latent: float = 1e-3
+    """Autoencoder: pull of latents to zero mean and unit size."""
+    drop_both: float = 0.1
+    """Denoiser: share of targets that see neither condition."""
+    drop_explicit: float = 0.15
+    drop_implicit: float = 0.15
+    w_equivariance: float = 0.1
+    """Denoiser: a part of the targets comes in pairs of views with transported noise, whose clean latents must agree
+    where both see a surface. (EquiVDM, arXiv 2504.09789, trains with warped noise to that end.) 0: no pairs."""
+    pairs: float = 0.25
+    """Share of a batch that comes in such pairs."""
+    sample_steps: int = 20
+    """Steps of the sampler behind the numbers and pictures of the card."""
+    seed: int = 0
+    spoil: BatchConfig = field(default_factory=BatchConfig)
+
+
+def learning_rate_factor(share: float, step: int, config: HPDMTrainConfig) -> float:
+    """Warm-up by steps, then 1, then a cosine to 0.05 over the rest of the budget."""
+    tail = max(0.0, (share - config.decay_from) / max(1e-6, 1 - config.decay_from))
+    return min(1.0, (step + 1) / config.warmup_steps) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
+
+
+class Unshared:
+    """Holds what a copy of the module (the moving average) must not copy: data, fixed networks."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+    def __deepcopy__(self, memo) -> "Unshared":
+        return self
+
+
+class Stage(pl.LightningModule):
+    """What both stages share: budget, schedule, per-step randomness."""
+
+    def __init__(self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig):
+        super().__init__()
+        self.model, self.config, self.held = model, config, Unshared(data=data)
+        self.seconds, self._clock = 0.0, None
+
+    @property
+    def share(self) -> float:
+        """Used share of the stage's budget, in [0, 1]."""
+        c = self.config
+        return min(1.0, self.global_step / c.total_steps if c.total_steps else self.seconds / c.total_seconds)
+
+    def data(self) -> MultiViewData:
+        """The data set on this rank's device."""
+        held = self.held
+        if held.data.device != self.device:
+            moved = {k: v if v is None else v.to(self.device) for k, v in vars(held.data).items()}
+            held.data = MultiViewData(**moved)
+        return held.data
+
+    def generator(self) -> torch.Generator:
+        """Randomness of this step: a function of seed, step and rank."""
+        seed = (self.config.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank
+        return torch.Generator(device=self.device).manual_seed(seed % (2**63))
+
+    def trained(self) -> list[nn.Module]:
+        """The parts whose weights change."""
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        parameters = [p for part in self.trained() for p in part.requires_grad_(True).parameters()]
+        return torch.optim.AdamW(parameters, lr=self.config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+
+    def on_train_batch_start(self, batch, index) -> None:
+        now = time.monotonic()
+        self.seconds += 0.0 if self._clock is None else now - self._clock
+        self._clock = now
+        factor = learning_rate_factor(self.share, self.global_step, self.config)
+        for group in self.optimizers().param_groups:
+            group["lr"] = self.config.learning_rate * factor
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.seconds = checkpoint["seconds"]
+
+    def train_dataloader(self):
+        """Steps; what a step sees is drawn on the device."""
+        return torch.utils.data.DataLoader(range(1_000_000_000), batch_size=None)
+
+
+class AutoencoderStage(Stage):
+    """Autoencoder: L1 + ST-LPIPS on pictures over white, latents near unit size."""
+
+    def __init__(self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, perceptual: nn.Module | None = None):
+        super().__init__(model, data, config)
+        self.held.perceptual = perceptual
+
+    def trained(self) -> list[nn.Module]:
+        return [self.model.vae]
+
+    def pictures(self, generator: torch.Generator) -> Tensor:
+        """(B, 3, S, S) of random subjects and views over white, colours changed."""
+        d, b = self.data(), self.config.batch
+        subject = torch.randint(len(d), (b,), generator=generator, device=self.device)
+        view = torch.randint(d.rgba.shape[1], (b,), generator=generator, device=self.device)
+        rgba = d.rgba[subject, view].float() / 255.0
+        rgb = colour_jitter(rgba[..., :3], torch.ones(b, device=self.device), generator)
+        return (rgb * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
+
+    def training_step(self, batch, index) -> Tensor:
+        c, g = self.config, self.generator()
+        pictures = self.pictures(g)
+        latents = self.model.vae.encode(2 * pictures - 1).latents
+        noise = torch.randn(latents.shape, generator=g, device=self.device)
+        decoded = self.model.vae.decode(latents + c.latent_noise * noise).sample / 2 + 0.5
+        losses = {
+            "l1": (decoded - pictures).abs().mean(),
+            "latent": c.w_latent * ((latents.float().square().mean() - 1).square() + latents.float().mean().square()),
+        }
+        if self.held.perceptual is not None and c.w_perceptual > 0:
+            perceptual = self.held.perceptual.to(self.device)
+            losses["perceptual"] = c.w_perceptual * perceptual(decoded.clamp(0, 1), pictures).float().mean()
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
+        return sum(losses.values())
+
+
+class DenoiserStage(Stage):
+    """Denoiser, branches and camera tokens, on latents of the finished autoencoder."""
+
+    def trained(self) -> list[nn.Module]:
+        m = self.model
+        return [m.unet, m.explicit, m.reference, m.implicit, m.cameras]
+
+    def draw(self, generator: torch.Generator) -> tuple[TrainBatch, int]:
+        """A batch, and how many of its first rows form pairs: rows i and i + pairs show one subject."""
+        d, c = self.data(), self.config
+        pairs = int(c.batch * c.pairs / 2) if c.w_equivariance > 0 else 0
+        subjects = torch.randint(len(d), (c.batch,), generator=generator, device=self.device)
+        subjects[pairs : 2 * pairs] = subjects[:pairs]
+        return make_batch(d, subjects, generator, c.spoil), pairs
+
+    def training_step(self, batch, index) -> Tensor:
+        c, g, m = self.config, self.generator(), self.model
+        batch, pairs = self.draw(g)
+        b = len(batch.target)
+        with torch.no_grad():
+            clean = m.encode(batch.target).float()
+            references = m.encode(batch.references.flatten(0, 1)).float().unflatten(0, batch.references.shape[:2])
+        steps = torch.randint(m.scheduler.config.num_train_timesteps, (b,), generator=g, device=self.device)
+        noise = torch.randn(clean.shape, generator=g, device=self.device)
+        if pairs:
+            steps[pairs : 2 * pairs] = steps[:pairs]
+            noise[pairs : 2 * pairs] = self.partner_noise(noise[:pairs], batch, pairs, g)
+        noisy = m.add_noise(clean, noise, steps)
+        uniform = torch.rand((2, b), generator=g, device=self.device)
+        explicit = batch.explicit * (uniform[0] >= c.drop_explicit).float()[:, None, None, None]
+        gate = batch.gate * (uniform[1] >= c.drop_implicit).float()[:, None]
+        plain = round(c.drop_both * b)
+        order = torch.arange(b, device=self.device).roll(plain)  # the last rows, which are no pairs, see nothing
+        bank = m.bank(References(references, batch.geometry, m.cameras(batch.reference_c2w), gate))
+        rows = order[plain:]
+        output = m.denoise(
+            noisy[order], steps[order], m.cameras(batch.c2w)[order], explicit[rows],
+            {name: tokens[rows] for name, tokens in bank.items()}, gate[rows], plain,
+        )  # fmt: skip
+        output = torch.empty_like(output).index_copy(0, order, output).float()
+        signal, spread = m.levels(steps)
+        losses = {"denoise": F.mse_loss(output, signal * noise - spread * clean)}
+        if pairs:
+            predicted = m.interpret(output, noisy, steps).clean
+            losses["equivariance"] = c.w_equivariance * self.disagreement(predicted[: 2 * pairs], batch, pairs)
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
+        return sum(losses.values())
+
+    def partner_noise(self, noise: Tensor, batch: TrainBatch, pairs: int, generator: torch.Generator) -> Tensor:
+        """Noise of the first views carried into their partners'."""
+        depth = latent_depth(batch.depth[: 2 * pairs], self.model.factor)
+        a, b = slice(0, pairs), slice(pairs, 2 * pairs)
+        return transport(
+            noise, depth[a], batch.c2w[a], batch.fovy[a], batch.c2w[b], batch.fovy[b], depth[b], generator, k=4
+        )[0]
+
+    def disagreement(self, predicted: Tensor, batch: TrainBatch, pairs: int) -> Tensor:
+        """Mean squared difference of clean latents seen from two views of a pair, where both see the same surface."""
+        depth = latent_depth(batch.depth[: 2 * pairs], self.model.factor)
+        a, b = slice(0, pairs), slice(pairs, 2 * pairs)
+        moved, valid = forward_project(
+            predicted[a, None], depth[a, None], batch.c2w[a, None], batch.fovy[a, None], batch.c2w[b], batch.fovy[b],
+            *depth.shape[-2:], target_depth=depth[b], subdivide=4,
+        )  # fmt: skip
+        channels = predicted.shape[1]
+        return ((moved - predicted[b]).square() * valid).sum() / (channels * valid.sum()).clamp(min=1.0)
+
+
+class Checkpoints(Callback):
+    """Writes ``last.ckpt`` every few minutes, and ends a run after so many seconds or when the budget is used up.
+
+    Args: path of the file; seconds of the run; every: seconds between two files.
+    """
+
+    def __init__(self, path: Path, seconds: float, every: float = 150.0):
+        self.path, self.seconds, self.every = path, seconds, every
+        self.start = self.last = time.monotonic()
+
+    def on_train_start(self, trainer, stage) -> None:
+        self.start = self.last = time.monotonic()
+        if stage.share >= 1:
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer, stage, *args) -> None:
+        now = time.monotonic()
+        stop = trainer.strategy.broadcast(now - self.start > self.seconds or stage.share >= 1)
+        if stop or trainer.strategy.broadcast(now - self.last > self.every):
+            self.write(trainer)
+        if stop:
+            trainer.should_stop = True
+
+    def write(self, trainer) -> None:
+        """All ranks; the file is complete or not there."""
+        partial = self.path.with_name(f"{PARTIAL_PREFIX}{self.path.name}")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.path)
+        self.last = time.monotonic()
+
+
+def run_stage(
+    stage: Stage, out: Path, seconds: float, devices: int | str = 1, accelerator: str = "auto", progress: bool = True
+) -> Stage:
+    """Train for at most `seconds`, from ``last.ckpt`` in `out` if there is one; the weights end up as the average."""
+    require("tensorboard", extra="train")
+    out.mkdir(parents=True, exist_ok=True)
+    last = out / "last.ckpt"
+    cuda = torch.cuda.is_available() and accelerator != "cpu"
+    trainer = pl.Trainer(
+        accelerator=accelerator, devices=devices, max_epochs=-1, precision="bf16-mixed" if cuda else "32-true",
+        gradient_clip_val=1.0, log_every_n_steps=50, use_distributed_sampler=False, enable_checkpointing=False,
+        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        callbacks=[
+            EMAWeightAveraging(decay=stage.config.ema_decay, use_buffers=False), Checkpoints(last, seconds)
+        ],
+        strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
+        enable_progress_bar=progress, enable_model_summary=False,
+    )  # fmt: skip
+    fixed = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    trainer.fit(stage, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    with torch.no_grad():  # averaging rounds: what was not trained is put back
+        for name, parameter in stage.model.named_parameters():
+            if not parameter.requires_grad:
+                parameter.copy_(fixed[name])
+    log.info("%s: step %d, %.0f of %.0f s", type(stage).__name__, stage.global_step, stage.seconds,
+             stage.config.total_seconds)  # fmt: skip
+    return stage
+
+
+@torch.no_grad()
+def unit_latents(model: HPDM, data: MultiViewData, count: int = 256) -> float:
+    """Set the autoencoder's scaling factor so that latents of the data have standard deviation 1; returns it."""
+    subjects = torch.arange(min(count, len(data)), device=data.device)
+    rgba = data.rgba[subjects, subjects % data.rgba.shape[1]].float() / 255.0
+    pictures = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
+    model.vae.register_to_config(scaling_factor=1.0)
+    device = model.alphas_cumprod.device
+    latents = torch.cat([model.encode(part.to(device)) for part in pictures.split(32)])
+    factor = 1.0 / float(latents.float().std())
+    model.vae.register_to_config(scaling_factor=factor)
+    return factor
+
+
+def run(
+    data_dir: Path, val_dir: Path | None, out: Path, stage_name: str, seconds: float, config: HPDMTrainConfig,
+    perceptual_weights: Path | None = None, devices: int | str = 1, accelerator: str = "auto", limit: int | None = None,
+    progress: bool = True,
+) -> HPDM:  # fmt: skip
+    """One run of one stage; writes the model's folder ``hpdm``, a card with numbers, and a sheet of held-out views.
+
+    Raises: UsageError for data without depth or normals, or when the denoiser's stage finds no autoencoder.
+    """
+    if stage_name not in STAGES:
+        raise UsageError(f"--stage is '{stage_name}'; expected {' or '.join(STAGES)}.")
+    data = load_shards(data_dir, "cpu", limit)
+    if data.depth is None or data.normal is None:
+        raise UsageError(f"{data_dir} has no depth or no normals; render it with --extras depth normal.")
+    folder = out / "hpdm"
+    torch.manual_seed(config.seed)
+    if stage_name == "autoencoder":
+        perceptual = None
+        if config.w_perceptual > 0:
+            from ...evaluation.stlpips import STLPIPS
+
+            perceptual = STLPIPS("alex", weights=perceptual_weights)
+        stage = AutoencoderStage(build_mini(image_size=data.size), data, config, perceptual)
+    else:
+        if not (folder / INDEX).is_file():
+            raise UsageError(f"No autoencoder in {folder}; run --stage autoencoder first, with the same --out.")
+        stage = DenoiserStage(load_hpdm(folder).train(), data, config)
+    run_stage(stage, out / stage_name, seconds, devices, accelerator, progress)
+    if stage.trainer.is_global_zero:
+        device = torch.device("cpu") if accelerator == "cpu" else default_device()
+        finish(stage, stage_name, folder, data_dir, val_dir, device)
+    return stage.model
+
+
+def finish(
+    stage: Stage, stage_name: str, folder: Path, data_dir: Path, val_dir: Path | None, device: torch.device
+) -> None:
+    """Model folder, card and sheet of a stage; the numbers are computed on `device`."""
+    from .assess import scores, sheet
+
+    model, steps = stage.model.eval(), stage.config.sample_steps
+    if stage_name == "autoencoder":
+        unit_latents(model.to(device), stage.data())
+    save_hpdm(model.cpu(), folder)
+    card = {
+        "stage": stage_name, "step": stage.global_step, "seconds": round(stage.seconds), "config": asdict(stage.config),
+        "data": read_manifest(data_dir), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }  # fmt: skip
+    if val_dir is not None:
+        val = load_shards(val_dir, device)
+        card["scores"] = scores(model.to(device), val, stage_name == "autoencoder", steps)
+        log.info("%s after step %d: %s", stage_name, stage.global_step, json.dumps(card["scores"]))
+        sheet(model, val, folder.parent / f"{stage_name}.png", stage_name == "autoencoder", steps)
+        model.cpu()
+    write_text(folder.parent / f"{stage_name}.json", json.dumps(card, indent=1) + "\n")
+
+
+def main(argv: list | None = None) -> int:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(prog="train-hpdm", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with shards of training subjects")
+    parser.add_argument("--val", type=Path, help="folder with shards of held-out subjects")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, model and cards")
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument("--seconds", type=float, default=540.0, help="length of this run")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs; more than one trains with DDP")
+    parser.add_argument("--accelerator", default="auto", help="auto, gpu or cpu")
+    parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
+    parser.add_argument("--limit", type=int, help="use only so many subjects")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = [f for f in fields(HPDMTrainConfig) if f.name != "spoil"]
+    for option in options:
+        parser.add_argument(f"--{option.name.replace('_', '-')}", default=option.default, type=type(option.default))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = HPDMTrainConfig(**{option.name: getattr(args, option.name) for option in options})
+    run(
+        args.data, args.val, args.out, args.stage, args.seconds, config, args.perceptual_weights, args.devices,
+        args.accelerator, args.limit, not args.quiet,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,207 @@
+"""HPDM's training: batches, schedule, stages, resuming, what it writes."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning"), pytest.importorskip("tensorboard")
+from balls import write_shards  # noqa: E402
+from portrait_diffusion.errors import UsageError  # noqa: E402
+from portrait_diffusion.guidance.hpdm import train  # noqa: E402
+from portrait_diffusion.guidance.hpdm.assess import CLEAN, conditions_of, held_out, scores  # noqa: E402
+from portrait_diffusion.guidance.hpdm.batches import BatchConfig, choose_views, make_batch, smooth_error  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
+from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
+from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
+from portrait_diffusion.multiview import load_shards  # noqa: E402
+from portrait_diffusion.ops.cameras import get_rays  # noqa: E402
+
+SIZE = 32
+
+
+def tiny(**changes):
+    sizes = {"vae_channels": 8, "token_dim": 16, "head_dim": 8, "image_size": SIZE}
+    return build_mini((16, 16, 32), **(sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Balls with normals."""
+    path = write_shards(tmp_path_factory.mktemp("balls"), subjects=4, per_shard=2, size=SIZE)
+    for shard in path.glob("*.npz"):
+        with np.load(shard) as arrays:
+            arrays = dict(arrays)
+        c2w, fovy = torch.from_numpy(arrays["c2w"]).flatten(0, 1), torch.tensor(np.radians(arrays["camera"][..., 3]))
+        rays_o, rays_d = get_rays(c2w, fovy.flatten(), SIZE, SIZE)
+        depth = torch.from_numpy(arrays["depth"].astype(np.float32)).flatten(0, 1)
+        points = torch.nn.functional.normalize(rays_o + depth[..., None] * rays_d, dim=-1) * (depth > 0)[..., None]
+        arrays["normal"] = (points * 127).round().to(torch.int8).view(*arrays["depth"].shape, 3).numpy()
+        np.savez(shard, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return load_shards(folder, "cpu")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_targets_are_never_their_own_reference(data):
+    subjects = torch.arange(4).repeat(50)
+    views = choose_views(data, subjects, generator())
+    target, photo, other = views.unbind(1)
+    assert not bool((target == photo).any() | (target == other).any() | (photo == other).any())
+    front = (data.azimuth[subjects, photo].abs() <= 32)
+    assert bool(front.all()) and set(target.tolist()) == {0, 1, 2, 3}
+
+
+def test_a_clean_batch_projects_what_is_true(data):
+    """Balls are lit by position, so that a projected colour equals the target's own."""
+    batch = make_batch(data, torch.arange(4), generator(), CLEAN, torch.tensor([[1, 0, 2]]).expand(4, -1))
+    projected, valid = batch.explicit[:, :3] / 2 + 0.5, batch.explicit[:, 3:4]
+    inner = (valid > 0) & (batch.depth > 0)[:, None]
+    assert float(inner.float().mean()) > 0.08
+    error = (projected - batch.target).abs().mean(1, keepdim=True)[inner]
+    assert float(error.mean()) < 0.03
+    assert float((batch.explicit[:, :3].abs() * (1 - valid)).max()) == 0
+    torch.testing.assert_close(batch.explicit[:, 10:], (batch.depth > 0).float()[:, None])
+    assert batch.gate.shape == (4, 2) and float(batch.gate.min()) >= BatchConfig().gate_floor
+
+
+def test_a_spoilt_batch_differs_and_repeats(data):
+    views = torch.tensor([[1, 0, 2]]).expand(4, -1)
+    clean = make_batch(data, torch.arange(4), generator(), CLEAN, views)
+    spoilt = [make_batch(data, torch.arange(4), generator(s), BatchConfig(jitter=0.0), views) for s in (1, 1, 2)]
+    assert torch.equal(spoilt[0].explicit, spoilt[1].explicit)
+    assert not torch.equal(spoilt[0].explicit, spoilt[2].explicit)
+    assert torch.equal(spoilt[0].target, clean.target), "targets stay as they are"
+    assert torch.equal(spoilt[0].references[:, 0], clean.references[:, 0]), "the photo is believed"
+    assert not torch.equal(spoilt[0].explicit, clean.explicit)
+    field = smooth_error((200, 3, SIZE, SIZE), generator(), "cpu")
+    assert field.shape == (200, 3, SIZE, SIZE) and 0.5 < float(field.std()) < 1.1
+    assert float((field[..., 1:] - field[..., :-1]).std()) < 0.4 * float(field.std())
+
+
+def test_learning_rate_limits():
+    c = train.HPDMTrainConfig(warmup_steps=10, decay_from=0.5)
+    assert train.learning_rate_factor(0.0, 0, c) == pytest.approx(0.1)
+    assert train.learning_rate_factor(0.3, 50, c) == 1 and train.learning_rate_factor(0.5, 50, c) == 1
+    assert train.learning_rate_factor(1.0, 50, c) == pytest.approx(0.05)
+
+
+def config(**changes):
+    small = {"batch": 8, "warmup_steps": 1, "w_perceptual": 0.0, "learning_rate": 1e-3}
+    return train.HPDMTrainConfig(**(small | changes))
+
+
+def fit(stage, out, seconds=600.0):
+    return train.run_stage(stage, out, seconds, accelerator="cpu", progress=False)
+
+
+def weights(stage):
+    return {name: value.clone() for name, value in stage.model.state_dict().items()}
+
+
+def test_stages_change_their_own_parts_and_resume_as_if_never_stopped(data, tmp_path):
+    torch.manual_seed(0)
+    model = tiny()
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def stage(steps):
+        torch.manual_seed(0)
+        return train.DenoiserStage(tiny(), data, config(total_steps=steps, decay_from=1.0))
+
+    once = weights(fit(stage(4), tmp_path / "once"))
+    fit(stage(2), tmp_path / "twice")
+    twice = weights(fit(stage(4), tmp_path / "twice"))
+    for name, value in once.items():
+        assert torch.equal(value, twice[name]), name
+    changed = {name.split(".")[0] for name, value in once.items() if not torch.equal(value, start[name])}
+    assert changed == {"unet", "explicit", "reference", "implicit", "cameras"}
+    torch.manual_seed(0)
+    autoencoder = fit(train.AutoencoderStage(tiny(), data, config(total_steps=2)), tmp_path / "vae")
+    after = weights(autoencoder)
+    assert {name.split(".")[0] for name, value in after.items() if not torch.equal(value, start[name])} == {"vae"}
+    factor = train.unit_latents(autoencoder.model, data)
+    batch = make_batch(data, torch.arange(4), generator(), CLEAN)
+    with torch.no_grad():
+        assert factor > 0 and 0.3 < float(autoencoder.model.encode(batch.target).std()) < 3
+
+
+def test_pairs_share_subject_timestep_and_noise(data):
+    torch.manual_seed(0)
+    stage = train.DenoiserStage(tiny(), data, config(batch=8, pairs=0.5))
+    batch, pairs = stage.draw(generator())
+    assert pairs == 2
+    noise = torch.randn(2, 4, SIZE // 4, SIZE // 4, generator=generator(1))
+    partner = stage.partner_noise(noise, batch, pairs, generator(2))
+    assert partner.shape == noise.shape and bool(partner.isfinite().all())
+    # latents that live on the surface agree from both views; others do not
+    latents = torch.nn.functional.avg_pool2d(batch.target[:4], 4)
+    agreement = stage.disagreement(latents, batch, pairs)
+    assert float(agreement) < 0.3 * float(stage.disagreement(latents.flip(-1, -2) * 3 - 1, batch, pairs))
+    assert stage.draw(generator())[0].target.shape == (8, 3, SIZE, SIZE)
+    assert train.DenoiserStage(tiny(), data, config(w_equivariance=0.0)).draw(generator())[1] == 0
+
+
+def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build_mini", lambda image_size: tiny(image_size=image_size))
+    common = ["--data", str(folder), "--val", str(folder), "--out", str(tmp_path)]
+    common += ["--batch", "4", "--accelerator", "cpu", "--w-perceptual", "0", "--quiet", "--sample-steps", "1"]
+    with pytest.raises(UsageError, match="--stage autoencoder first"):
+        train.main([*common, "--stage", "denoiser"])
+    assert train.main([*common, "--stage", "autoencoder", "--total-steps", "2"]) == 0
+    assert train.main([*common, "--stage", "denoiser", "--total-steps", "1"]) == 0
+    assert train.main([*common, "--stage", "denoiser", "--total-steps", "2"]) == 0
+    card = json.loads((tmp_path / "denoiser.json").read_text())
+    kinds = ("none", "explicit", "implicit", "hybrid")
+    assert card["step"] == 2 and {f"psnr_{k}_back" for k in kinds} <= set(card["scores"])
+    assert json.loads((tmp_path / "autoencoder.json").read_text())["scores"]["psnr_autoencoder"] > 0
+    assert (tmp_path / "denoiser.png").is_file() and (tmp_path / "autoencoder.png").is_file()
+    model = load_hpdm(tmp_path / "hpdm")
+    assert model.vae.config.scaling_factor != 1.0
+
+
+def test_data_without_normals_is_refused(tmp_path):
+    write_shards(tmp_path / "d", subjects=1, size=SIZE)
+    with pytest.raises(UsageError, match="--extras depth normal"):
+        train.run(tmp_path / "d", None, tmp_path / "o", "autoencoder", 1.0, config())
+    with pytest.raises(UsageError, match="autoencoder or denoiser"):
+        train.run(tmp_path / "d", None, tmp_path / "o", "both", 1.0, config())
+
+
+def test_sampling_is_deterministic_and_scored_by_kind(data):
+    torch.manual_seed(0)
+    model = tiny().eval()
+    batch = held_out(data, torch.arange(2), 2)
+    conditions = conditions_of(model, batch)
+    a, b = (sample(model, conditions, 3, 2.0, 2.0, generator=generator(5)) for _ in range(2))
+    assert a.shape == (2, 3, SIZE, SIZE) and torch.equal(a, b) and 0 <= float(a.min()) and float(a.max()) <= 1
+    from diffusers import DPMSolverMultistepScheduler
+
+    other = DPMSolverMultistepScheduler.from_config(model.scheduler.config)
+    assert sample(model, conditions, 3, scheduler=other, generator=generator(5)).shape == a.shape
+    found = scores(model, data, steps=1, kinds=("none", "hybrid"))
+    assert set(found) == {f"psnr_{k}_{b}" for k in ("none", "hybrid") for b in ("below45", "45to135", "back")}
+
+
+def test_ddim_with_a_perfect_denoiser_returns_the_picture(data):
+    """If the denoiser knows the clean latents, every step keeps them and the sample is their decoding."""
+    torch.manual_seed(0)
+    model = tiny().eval()
+    clean = torch.randn(1, 4, SIZE // 4, SIZE // 4, generator=generator(3))
+
+    def perfect(noisy, timesteps, conditions, *scales):
+        signal, spread = model.levels(timesteps)
+        noise = (noisy - signal * clean) / spread
+        return model.interpret(signal * noise - spread * clean, noisy, timesteps)
+
+    model.predict = perfect
+    conditions = conditions_of(model, held_out(data, torch.arange(1), 2), "none")
+    with torch.no_grad():
+        made, expected = sample(model, conditions, 7, generator=generator(4)), model.decode(clean).clamp(0, 1)
+    torch.testing.assert_close(made, expected, atol=5e-3, rtol=0.0)
