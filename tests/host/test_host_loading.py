@@ -53,7 +53,8 @@ STUB = {
     "utils/base": """
         class Updateable: pass
         class BaseModule: pass
-        class BaseObject: pass
+        class BaseObject:
+            class Config: pass
         def update_if_possible(module, epoch, step): pass
         def update_end_if_possible(module, epoch, step): pass
         """,
@@ -75,6 +76,16 @@ from ..host import VolumeRenderer, register
 @register("portrait-diffusion-volume-renderer")
 class PortraitVolumeRenderer(VolumeRenderer): pass
 """
+GUIDANCE = """
+from ..host import BaseObject, register
+@register("portrait-diffusion-hpdm-guidance")
+class HPDMGuidance(BaseObject): pass
+"""
+NOISE = """
+from ..host import BaseObject, register
+@register("portrait-diffusion-iid-noise")
+class IIDNoise(BaseObject): pass
+"""
 # What the host's launcher does with custom/, as its documentation describes: failures are printed and passed over.
 LAUNCH = """
 import importlib.util, os, sys, traceback
@@ -92,7 +103,10 @@ def load(entries=None):
                 traceback.print_exc(file=sys.stdout)
                 print("IMPORT FAILED", entry)
 """
-NAMES = ["portrait-diffusion-triplane", "portrait-diffusion-volume-renderer"]
+NAMES = [
+    "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise", "portrait-diffusion-triplane",
+    "portrait-diffusion-volume-renderer",
+]  # fmt: skip
 REPORT = "print('NAMES', sorted(threestudio.__modules__))\n"
 
 
@@ -101,7 +115,9 @@ def _light_package(folder: Path) -> Path:
     for name in ("__init__.py", "host.py", "errors.py", "optional.py"):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / name)
-    for sub, text in (("geometry/triplane", GEOMETRY), ("renderer/volume", RENDERER)):
+    parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,
+             "renderer/volume": RENDERER}  # fmt: skip
+    for sub, text in parts.items():
         (folder / sub).parent.mkdir()
         (folder / sub).parent.joinpath("__init__.py").touch()
         (folder / f"{sub}.py").write_text(text)
@@ -223,7 +239,7 @@ def test_a_failed_import_can_be_retried_and_shows_its_own_error(root):
         print('NEWEST', threestudio.find('portrait-diffusion-triplane') is geometry)
         """
     output = _run(root, textwrap.dedent(retry) + REPORT)
-    assert "FIRST ['portrait-diffusion-triplane']" in output
+    assert f"FIRST {NAMES[:-1]}" in output
     assert output.count("No module named 'no_such_library'") == 2 and output.count("IMPORT FAILED") == 2
     assert "already exists" not in output and "NEWEST True" in output and f"NAMES {NAMES}" in output
 

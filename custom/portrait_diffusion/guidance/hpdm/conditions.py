@@ -47,6 +47,10 @@ class Conditions:
     explicit: Tensor | None = None
     references: References | None = None
 
+    def alone(self) -> "Conditions":
+        """The views' tokens without explicit or implicit condition."""
+        return Conditions(self.tokens)
+
     def without_references(self) -> "Conditions":
         """The same without the implicit condition."""
         return replace(self, references=None)

@@ -1,0 +1,217 @@
+"""HPDM as a guidance of the host, registered as ``portrait-diffusion-hpdm-guidance``."""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import EnvironmentProblem, UsageError
+from ..host import BaseObject, C, find, register
+from ..noise.samplers import NoiseRequest
+from ..ops.cameras import canonical_fovy, orbit_c2w
+from ..optional import require
+from .distillation import LOSSES, WEIGHTINGS, ddim_inversion, distillation_gradient, distillation_loss, weighting
+
+BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "hpdm"
+
+
+@register("portrait-diffusion-hpdm-guidance")
+class HPDMGuidance(BaseObject):
+    """Score distillation with the multi-view diffusion model; called as threestudio's guidances are.
+
+    What is known of the head is given by `set_views` (the photo, renders); until then, and in systems that know nothing
+    of it, the model is told the camera alone.
+    """
+
+    @dataclass
+    class Config(BaseObject.Config):
+        pretrained_model_name_or_path: str = "bundled"  # the shipped model, or a folder written by train-hpdm
+        explicit_scale: Any = 1.0  # s_1, weight of what other views show; 1 is the plain conditional model
+        implicit_scale: Any = 1.0  # s_2, weight of the references
+        gate_floor: float = 0.25  # what a reference counts at least, from any angle, in [0, 1]
+        loss_type: str = "sds"  # sds, csd, sdi or ism
+        weighting_strategy: str = "sds"  # w(t): sds, uniform or fantasia3d
+        min_step_percent: Any = 0.02  # of the timesteps; may be a schedule
+        max_step_percent: Any = 0.98
+        grad_clip: Any = None  # largest entry of the gradient; may be a schedule; None does not clip
+        half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
+        inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
+        noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
+        noise_sampler: dict = field(default_factory=dict)
+        seed: int = 0  # of timesteps and noise
+        max_items_eval: int = 4  # pictures in the evaluation of guidance_eval
+
+        def __post_init__(self) -> None:
+            for key, allowed in (("loss_type", LOSSES), ("weighting_strategy", WEIGHTINGS)):
+                if getattr(self, key) not in allowed:
+                    raise UsageError(
+                        f"guidance.{key} is '{getattr(self, key)}'; expected one of: {', '.join(allowed)}."
+                    )
+
+    cfg: Config
+
+    def configure(self) -> None:
+        require("diffusers", extra="hpdm")
+        from .hpdm.storage import load_hpdm
+
+        path = self.cfg.pretrained_model_name_or_path
+        if path == "bundled" and not BUNDLED.is_dir():
+            raise EnvironmentProblem(
+                "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
+                "guidance.pretrained_model_name_or_path."
+            )
+        model = load_hpdm(BUNDLED if path == "bundled" else path)
+        half = self.cfg.half_precision_weights and torch.device(self.device).type != "cpu"
+        # hidden from nn.Module and from the checkpoint: the guidance is fixed
+        self._model = model.to(self.device, torch.bfloat16 if half else torch.float32).requires_grad_(False)
+        self._model.alphas_cumprod = model.scheduler.alphas_cumprod.to(self.device)  # in full precision
+        self.noise_sampler = find(self.cfg.noise_sampler_type)(self.cfg.noise_sampler)
+        self.generator = torch.Generator(device=self.device).manual_seed(self.cfg.seed)
+        self._known = None
+        self.update_step(0, 0)
+
+    @property
+    def model(self):
+        """The diffusion model (`hpdm.model.HPDM`), without gradients."""
+        return self._model
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        """Follow the schedules."""
+        c, steps = self.cfg, self._model.scheduler.config.num_train_timesteps
+        self.min_step = max(1, int(steps * C(c.min_step_percent, epoch, global_step)))
+        self.max_step = min(steps - 1, int(steps * C(c.max_step_percent, epoch, global_step)))
+        if self.min_step > self.max_step:
+            raise UsageError(
+                f"guidance.min_step_percent gives timestep {self.min_step}, above max_step_percent's {self.max_step}."
+            )
+        self.scales = C(c.explicit_scale, epoch, global_step), C(c.implicit_scale, epoch, global_step)
+        self.grad_clip = None if c.grad_clip is None else C(c.grad_clip, epoch, global_step)
+
+    def set_views(self, views) -> None:
+        """What is known of the head from now on (`hpdm.views.Views`, on any device), or None for nothing."""
+        if views is None:
+            self._known = None
+            return
+        from .hpdm.views import KnownViews
+
+        moved = {k: v if v is None else v.to(self.device, torch.float32) for k, v in vars(views).items()}
+        self._known = KnownViews(self._model, type(views)(**moved), self.cfg.gate_floor)
+
+    def __call__(
+        self, rgb: Tensor, prompt_utils: Any = None, elevation: Tensor | None = None, azimuth: Tensor | None = None,
+        camera_distances: Tensor | None = None, c2w: Tensor | None = None, fovy: Tensor | None = None,
+        depth: Tensor | None = None, normals: Tensor | None = None, opacity: Tensor | None = None,
+        rgb_as_latents: bool = False, guidance_eval: bool = False, **kwargs: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Distillation loss of B renders.
+
+        Args:
+            rgb: (B, H, W, 3) in [0, 1], over white; or latents (B, h, w, C) with `rgb_as_latents`.
+            prompt_utils: ignored; the model knows cameras, not words.
+            elevation, azimuth, camera_distances: (B,) degrees, degrees, scene units; used where `c2w` is not given.
+            c2w: (B, 4, 4); fovy: (B,) radians, canonical if not given.
+            depth (B, H, W, 1) distance along the ray, normals (B, H, W, 3) unit length in world frame, opacity
+                (B, H, W, 1): the render's geometry, if known; no gradient reaches it.
+            kwargs: other batch keys, ignored.
+        Returns: ``loss_sds`` (or ``loss_csd``, ``loss_sdi``, ``loss_ism``), a scalar whose gradient is that of
+            `distillation_gradient` over B; ``grad_norm``; ``min_step``, ``max_step``; with `guidance_eval` ``eval``.
+        """
+        model, kind = self._model, self.cfg.loss_type
+        if c2w is None:
+            if elevation is None or azimuth is None:
+                raise UsageError("The HPDM guidance needs c2w, or elevation and azimuth, of every view.")
+            distance = 2.7 if camera_distances is None else camera_distances
+            c2w = orbit_c2w(azimuth, elevation, distance)
+        c2w = c2w.to(self.device, torch.float32)
+        fovy = canonical_fovy(c2w).expand(len(c2w)) if fovy is None else fovy.to(c2w)
+        latents = rgb.permute(0, 3, 1, 2) if rgb_as_latents else self._encode(rgb)
+        with torch.no_grad():
+            conditions, bank, depth = self._conditions(c2w, fovy, depth, normals, opacity)
+            clean = latents.detach().float()
+            t, reference, noisy = self._noisy(clean, c2w, fovy, depth, conditions, bank)
+            prediction = model.predict(noisy, t, conditions, *self.scales, bank)
+            if kind == "csd":
+                reference = model.predict(noisy, t, conditions.alone()).noise
+            weight = weighting(model.alphas_cumprod[t], self.cfg.weighting_strategy)
+            gradient = distillation_gradient(prediction.noise, reference, weight, self.grad_clip)
+        out: dict[str, Any] = {
+            f"loss_{kind}": distillation_loss(latents, gradient.to(latents)), "grad_norm": gradient.norm(),
+            "min_step": self.min_step, "max_step": self.max_step,
+        }  # fmt: skip
+        if guidance_eval:
+            out["eval"] = self._evaluation(clean, noisy, prediction, t)
+        return out
+
+    def _encode(self, rgb: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of renders (B, H, W, 3), resized to the model's pictures; differentiable."""
+        picture = rgb.permute(0, 3, 1, 2)
+        size = self._model.unet.config.sample_size * self._model.factor
+        if picture.shape[-2:] != (size, size):
+            picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return self._model.encode(picture).float()
+
+    def _conditions(self, c2w: Tensor, fovy: Tensor, depth, normals, opacity) -> tuple:
+        """Conditions of the views, the references' tokens, and depth (B, S, S) at the pictures' size or None."""
+        from .hpdm.conditions import Conditions
+        from .hpdm.views import Target
+
+        size = self._model.unet.config.sample_size * self._model.factor
+
+        def sized(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            x = x.detach().to(c2w).permute(0, 3, 1, 2)
+            return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="nearest-exact")
+
+        depth, normals, opacity = sized(depth), sized(normals), sized(opacity)
+        if depth is not None and opacity is not None:
+            depth = depth * (opacity > 0.5)
+        depth = None if depth is None else depth[:, 0]
+        if self._known is None:
+            return Conditions(self._model.cameras(c2w)), None, depth
+        normals = None if normals is None else normals.permute(0, 2, 3, 1)
+        target = Target(c2w, fovy, depth, normals, None if opacity is None else opacity[:, 0])
+        return self._known.conditions(target), self._known.bank_for(len(c2w)), depth
+
+    def _noisy(self, clean: Tensor, c2w, fovy, depth, conditions, bank) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps (B,), the noise with which the prediction is compared, and noisy latents, by the loss's name."""
+        model, b = self._model, len(clean)
+        if self.cfg.loss_type in ("sds", "csd"):
+            t = torch.randint(
+                self.min_step, self.max_step + 1, (b,), generator=self.generator, device=clean.device
+            )
+            noise = self.noise_sampler(NoiseRequest(tuple(clean.shape), c2w, fovy, depth, self.generator))
+            return t, noise, model.add_noise(clean, noise, t)
+        drawn = torch.randint(self.min_step, self.max_step + 1, (1,), generator=self.generator, device=clean.device)
+        step = int(drawn)  # one level for the batch: the inversion takes all rows through the same ones
+        alone = conditions.alone()
+
+        def predict(noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+            # ISM inverts without conditions, SDI with them
+            told = alone if self.cfg.loss_type == "ism" else conditions
+            found = model.predict(noisy, steps, told, *self.scales, None if told is alone else bank)
+            return found.clean, found.noise
+
+        noisy, before, level = ddim_inversion(clean, step, self.cfg.inversion_steps, model.alphas_cumprod, predict)
+        t = torch.full((b,), step, device=clean.device)
+        if self.cfg.loss_type == "ism":
+            return t, model.predict(before, torch.full_like(t, level), alone).noise, noisy
+        signal, spread = model.levels(t)
+        return t, (noisy - signal * clean) / spread, noisy
+
+    @torch.no_grad()
+    def _evaluation(self, clean: Tensor, noisy: Tensor, prediction, t: Tensor) -> dict:
+        """Pictures of what the model was shown and what it says, as threestudio's evaluation of guidances has them."""
+        n = min(self.cfg.max_items_eval, len(clean))
+
+        def pictures(latents: Tensor) -> Tensor:
+            return self._model.decode(latents[:n]).float().clamp(0, 1).permute(0, 2, 3, 1)
+
+        one_step = pictures(prediction.clean)
+        return {
+            "bs": n, "noise_levels": (t[:n].float() / self._model.scheduler.config.num_train_timesteps).tolist(),
+            "texts": [f"t {int(step)}" for step in t[:n]], "imgs_noisy": pictures(noisy), "imgs_1step": one_step,
+            "imgs_1orig": one_step, "imgs_final": one_step,
+        }  # fmt: skip
