@@ -20,7 +20,10 @@ pytestmark = [
 ]
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "custom" / "portrait_diffusion"
-NAMES = ["portrait-diffusion-triplane", "portrait-diffusion-volume-renderer"]
+NAMES = [
+    "portrait-diffusion-fixed-noise", "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise",
+    "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer",
+]  # fmt: skip
 
 # Left out on purpose: online loggers, uv and cube maps, and names that only wrap Lightning's hooks or hold constants.
 NOT_OFFERED = {
@@ -184,3 +187,25 @@ def test_resume_and_weights_inside_threestudio(scratch, trained):
     assert (scratch / "outputs" / "toy" / "longer" / "save" / "it4-test.mp4").is_file()
     launch(scratch, "--config", "toy.yaml", "--test", "tag=again", f"system.weights={last}")
     assert (scratch / "outputs" / "toy" / "again" / "save" / "it0-test.mp4").is_file()
+
+
+def test_our_guidance_trains_in_the_built_in_system(scratch, trained):
+    """The HPDM guidance (tiny, random weights) in the place of Stable Diffusion's, with a schedule from YAML."""
+    from portrait_diffusion.guidance.hpdm.model import build_mini
+    from portrait_diffusion.guidance.hpdm.storage import save_hpdm
+
+    torch.manual_seed(0)
+    model = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
+    folder = save_hpdm(model, scratch / "hpdm")
+    launch(
+        scratch, "--config", "toy.yaml", "--train", "tag=guided",
+        "system.guidance_type=portrait-diffusion-hpdm-guidance",
+        f"system.guidance.pretrained_model_name_or_path={folder}",
+        "system.guidance.max_step_percent=[0,0.98,0.5,3]", "system.guidance.explicit_scale=2.0",
+    )  # fmt: skip
+    guided = torch.load(scratch / "outputs" / "toy" / "guided" / "ckpts" / "last.ckpt", weights_only=True)
+    toy = torch.load(trained / "ckpts" / "last.ckpt", weights_only=True)
+    assert guided["global_step"] == 3
+    assert guided["state_dict"].keys() == toy["state_dict"].keys(), "the guidance adds nothing to the checkpoint"
+    key = next(k for k in toy["state_dict"] if "planes" in k)
+    assert not torch.equal(guided["state_dict"][key], toy["state_dict"][key])
