@@ -36,6 +36,11 @@ NOTES = {
     "system.geometry": "The run takes `radius`, `channels`, `resolution`, `hidden`, `frontal_layers`, "
     "`detail_resolution` and `detail_depth` from the prior and the inversion; values given here for them are not used.",
 }
+PLUGINS = {
+    "system.guidance": "portrait-diffusion-hpdm-guidance",
+    "system.guidance.noise_sampler": "portrait-diffusion-fixed-noise",
+}
+"""Registered classes that the pipeline does not use, by where they stand in a system's configuration."""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -92,7 +97,10 @@ def section_lines(cls: type, path: str, note: str = "") -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    return HEADER + "\n" + "\n".join(section_lines(PipelineConfig, "")).rstrip() + "\n"
+    lines = section_lines(PipelineConfig, "")
+    for place, name in PLUGINS.items():
+        lines += section_lines(host.find(name).Config, place, f"Keys of `{name}`, for threestudio's systems.")
+    return HEADER + "\n" + "\n".join(lines).rstrip() + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ seconds) that is used up. Randomness of a step follows from seed, step and rank 
 that an uninterrupted one would.
 """
 import argparse
+import importlib.util
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from ...errors import UsageError
@@ -28,7 +29,6 @@ from ...files import PARTIAL_PREFIX, write_text
 from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
-from ...optional import require
 from ...priors.augment import colour_jitter
 from ...priors.train import default_device
 from .batches import BatchConfig, TrainBatch, make_batch
@@ -283,18 +283,25 @@ class Checkpoints(Callback):
         self.last = time.monotonic()
 
 
+def _logger(out: Path):
+    """TensorBoard's, or where it is not installed a CSV file a run; says so."""
+    if importlib.util.find_spec("tensorboard"):
+        return TensorBoardLogger(out, name="", version="tensorboard")
+    log.warning("tensorboard is not installed: losses go to a CSV file (pip install tensorboard brings curves).")
+    return CSVLogger(out, name="csv")
+
+
 def run_stage(
     stage: Stage, out: Path, seconds: float, devices: int | str = 1, accelerator: str = "auto", progress: bool = True
 ) -> Stage:
     """Train for at most `seconds`, from ``last.ckpt`` in `out` if there is one; the weights end up as the average."""
-    require("tensorboard", extra="train")
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.ckpt"
     cuda = torch.cuda.is_available() and accelerator != "cpu"
     trainer = pl.Trainer(
         accelerator=accelerator, devices=devices, max_epochs=-1, precision="bf16-mixed" if cuda else "32-true",
         gradient_clip_val=1.0, log_every_n_steps=50, use_distributed_sampler=False, enable_checkpointing=False,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        logger=_logger(out),
         callbacks=[
             EMAWeightAveraging(decay=stage.config.ema_decay, use_buffers=False), Checkpoints(last, seconds)
         ],
