@@ -23,6 +23,7 @@ OPTIONAL = {
     "plots": ["matplotlib>=3.7"],
     "train": ["pytorch-lightning>=2.6,<3", "tensorboard>=2.14"],
     "hpdm": ["diffusers>=0.30"],
+    "sd": ["diffusers>=0.30", "transformers>=4.40"],
     "synthetic": ["anny>=0.6,<0.7", "moderngl>=5.10"],
     "dev": [
         "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10", "diffusers>=0.30",

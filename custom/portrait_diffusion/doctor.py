@@ -40,6 +40,7 @@ PACKAGES = (
     ("pytorch_lightning", "pytorch-lightning", "train", False),
     ("tensorboard", "tensorboard", "train", False),
     ("diffusers", "diffusers", "hpdm", False),
+    ("transformers", "transformers", "sd", False),
     ("moderngl", "moderngl", "synthetic", False),
     ("anny", "anny", "synthetic", False),
 )

@@ -1,5 +1,5 @@
 """HPDM as a guidance of the host, registered as ``portrait-diffusion-hpdm-guidance``."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,17 @@ class HPDMGuidance(BaseObject):
 
     @dataclass
     class Config(BaseObject.Config):
-        pretrained_model_name_or_path: str = "bundled"  # the shipped model, or a folder written by train-hpdm
+        pretrained_model_name_or_path: str = "bundled"  # the shipped one, a folder of train-hpdm, or an SD-1.5 model
+        controlnets: list = field(default_factory=list)  # with an SD-1.5 model: {path, layout: tile|inpaint, scale}
+        reference_attention: bool = True  # with an SD-1.5 model: its self-attention also sees the references
+        vae: Any = None  # with an SD-1.5 model: folder or hub id of a tiny autoencoder; null is the model's own
+        prompt: str = "portrait photo of a person"  # with an SD-1.5 model and no prompt processor
+        negative_prompt: str = ""  # likewise
+        view_dependent_prompting: bool = True  # with a prompt processor
+        offline: bool = False  # local folders and the local cache only
         explicit_scale: Any = 1.0  # s_1, weight of what other views show; 1 is the plain conditional model
         implicit_scale: Any = 1.0  # s_2, weight of the references
-        gate_floor: float = 0.25  # what a reference counts at least, from any angle, in [0, 1]
+        gate_floor: Any = None  # what a reference counts at least, from any angle; null: 0.25 if trained, else 0
         loss_type: str = "sds"  # sds, csd, sdi or ism
         weighting_strategy: str = "sds"  # w(t): sds, uniform or fantasia3d
         min_step_percent: Any = 0.02  # of the timesteps; may be a schedule
@@ -53,16 +60,7 @@ class HPDMGuidance(BaseObject):
     cfg: Config
 
     def configure(self) -> None:
-        require("diffusers", extra="hpdm")
-        from .hpdm.storage import load_hpdm
-
-        path = self.cfg.pretrained_model_name_or_path
-        if path == "bundled" and not BUNDLED.is_dir():
-            raise EnvironmentProblem(
-                "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
-                "guidance.pretrained_model_name_or_path."
-            )
-        model = load_hpdm(BUNDLED if path == "bundled" else path)
+        model = self._load()
         half = self.cfg.half_precision_weights and torch.device(self.device).type != "cpu"
         # hidden from nn.Module and from the checkpoint: the guidance is fixed
         self._model = model.to(self.device, torch.bfloat16 if half else torch.float32).requires_grad_(False)
@@ -71,6 +69,26 @@ class HPDMGuidance(BaseObject):
         self.generator = torch.Generator(device=self.device).manual_seed(self.cfg.seed)
         self._known = None
         self.update_step(0, 0)
+
+    def _load(self):
+        require("diffusers", extra="hpdm")
+        c, path = self.cfg, self.cfg.pretrained_model_name_or_path
+        if path == "bundled" and not BUNDLED.is_dir():
+            raise EnvironmentProblem(
+                "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
+                "guidance.pretrained_model_name_or_path."
+            )
+        if path == "bundled" or (Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir()):
+            from .hpdm.storage import load_hpdm
+
+            return load_hpdm(BUNDLED if path == "bundled" else path)
+        from .hpdm.assemble import Control, assemble
+
+        try:
+            controls = [Control(**control) for control in c.controlnets]
+        except TypeError as error:
+            raise UsageError(f"guidance.controlnets: {error}; expected path, layout and scale in each.") from error
+        return assemble(path, controls, c.vae, c.reference_attention, c.prompt, c.negative_prompt, c.offline)
 
     @property
     def model(self):
@@ -109,7 +127,7 @@ class HPDMGuidance(BaseObject):
 
         Args:
             rgb: (B, H, W, 3) in [0, 1], over white; or latents (B, h, w, C) with `rgb_as_latents`.
-            prompt_utils: ignored; the model knows cameras, not words.
+            prompt_utils: of the host's prompt processor, for models that know words; HPDM itself knows cameras instead.
             elevation, azimuth, camera_distances: (B,) degrees, degrees, scene units; used where `c2w` is not given.
             c2w: (B, 4, 4); fovy: (B,) radians, canonical if not given.
             depth (B, H, W, 1) distance along the ray, normals (B, H, W, 3) unit length in world frame, opacity
@@ -129,6 +147,9 @@ class HPDMGuidance(BaseObject):
         latents = rgb.permute(0, 3, 1, 2) if rgb_as_latents else self._encode(rgb)
         with torch.no_grad():
             conditions, bank, depth = self._conditions(c2w, fovy, depth, normals, opacity)
+            if hasattr(model, "plain"):
+                view = elevation, azimuth, camera_distances
+                conditions = self._with_text(conditions, c2w, prompt_utils, *view)
             clean = latents.detach().float()
             t, reference, noisy = self._noisy(clean, c2w, fovy, depth, conditions, bank)
             prediction = model.predict(noisy, t, conditions, *self.scales, bank)
@@ -174,6 +195,14 @@ class HPDMGuidance(BaseObject):
         normals = None if normals is None else normals.permute(0, 2, 3, 1)
         target = Target(c2w, fovy, depth, normals, None if opacity is None else opacity[:, 0])
         return self._known.conditions(target), self._known.bank_for(len(c2w)), depth
+
+    def _with_text(self, conditions, c2w: Tensor, prompt_utils: Any, elevation, azimuth, distances):
+        """Conditions with the text of the prompt processor, if there is one, and of the configuration else."""
+        if prompt_utils is None:
+            return replace(conditions, plain_tokens=self._model.plain(c2w))
+        text = prompt_utils.get_text_embeddings(elevation, azimuth, distances, self.cfg.view_dependent_prompting)
+        tokens, plain = text.to(c2w).chunk(2)
+        return replace(conditions, tokens=tokens, plain_tokens=plain)
 
     def _noisy(self, clean: Tensor, c2w, fovy, depth, conditions, bank) -> tuple[Tensor, Tensor, Tensor]:
         """Timesteps (B,), the noise with which the prediction is compared, and noisy latents, by the loss's name."""

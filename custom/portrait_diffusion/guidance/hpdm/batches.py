@@ -14,6 +14,7 @@ from ...multiview import MultiViewData
 from ...ops.projection import forward_project
 from ...priors.augment import colour_jitter, uniform
 from .conditions import angle_gate, explicit_image, geometry_maps
+from .model import HPDM
 
 FRONT_DEG = (32.0, 16.0)
 """Largest absolute azimuth and elevation of a view that stands for a photo."""
@@ -33,7 +34,7 @@ class BatchConfig:
     """Share of second references that are blurred and noisy, as renders of an unfinished head are."""
     jitter: float = 0.7
     """Share of subjects whose colours are changed, alike in all views."""
-    gate_floor: float = 0.25
+    gate_floor: float = HPDM.gate_floor
     """What a reference counts at least, from any angle; trained models know where no face may be."""
 
 

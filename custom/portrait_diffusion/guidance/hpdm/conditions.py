@@ -41,15 +41,18 @@ class Conditions:
         tokens: (B, L, D) cross-attention tokens of the views (cameras or text).
         explicit: (B, 11, H, W) of `explicit_image`; None is no explicit condition.
         references: None is no implicit condition.
+        plain_tokens: (B, L, D) tokens of the row that sees neither condition, as of an empty or negative prompt; the
+            explicit scale is then that of text and projection together. None: the same tokens.
     """
 
     tokens: Tensor
     explicit: Tensor | None = None
     references: References | None = None
+    plain_tokens: Tensor | None = None
 
     def alone(self) -> "Conditions":
-        """The views' tokens without explicit or implicit condition."""
-        return Conditions(self.tokens)
+        """What the row without conditions is told."""
+        return Conditions(self.tokens if self.plain_tokens is None else self.plain_tokens)
 
     def without_references(self) -> "Conditions":
         """The same without the implicit condition."""

@@ -39,6 +39,9 @@ class HPDM(nn.Module):
         cameras: makes cross-attention tokens of cameras; None where the caller brings tokens (text).
     """
 
+    gate_floor = 0.25
+    """What a reference counts at least from any angle, as in training; untrained attention must close wholly."""
+
     def __init__(
         self, unet: UNet2DConditionModel, explicit: ControlNetModel, reference: ControlNetModel,
         implicit: ImplicitBranch, vae: AutoencoderTiny | AutoencoderKL, scheduler: DDIMScheduler,
@@ -139,9 +142,8 @@ class HPDM(nn.Module):
             bank: of `bank(conditions.references)`, to reuse over steps; None computes it.
         """
         references = conditions.references
-        factors = guidance_factors(
-            explicit_scale, implicit_scale, conditions.explicit is not None, references is not None
-        )
+        told = conditions.explicit is not None or conditions.plain_tokens is not None
+        factors = guidance_factors(explicit_scale, implicit_scale, told, references is not None)
         if references is not None and bank is None and factors["both"] != 0:
             bank = self.bank(references)
         b, rows = len(noisy), [name for name, factor in factors.items() if factor != 0]
@@ -154,11 +156,13 @@ class HPDM(nn.Module):
             if "both" in rows and references is not None:
                 closed = torch.zeros_like(references.gate)
                 gate = torch.cat([references.gate if name == "both" else closed for name in conditioned])
-                bank = {name: x.repeat(len(conditioned), 1, 1, 1) for name, x in bank.items()}
+                bank = {name: torch.cat([x] * len(conditioned)) for name, x in bank.items()}
         n = len(rows)
+        unconditional = conditions.tokens if conditions.plain_tokens is None else conditions.plain_tokens
+        tokens = torch.cat([unconditional if name == "none" else conditions.tokens for name in rows])
         output = self.denoise(
-            noisy.repeat(n, 1, 1, 1), timesteps.repeat(n), conditions.tokens.repeat(n, 1, 1), explicit,
-            bank if gate is not None else None, gate, plain,
+            noisy.repeat(n, 1, 1, 1), timesteps.repeat(n), tokens, explicit, bank if gate is not None else None, gate,
+            plain,
         )  # fmt: skip
         output = sum(factors[name] * part for name, part in zip(rows, output.to(noisy.dtype).chunk(n), strict=True))
         return self.interpret(output, noisy, timesteps)

@@ -50,12 +50,13 @@ class Target:
 class KnownViews:
     """Views with everything that can be computed once: latents, geometry maps and the reference network's tokens.
 
-    Args: model; views on its device; gate_floor: what a reference counts at least, from any angle.
+    Args: model; views on its device; gate_floor: what a reference counts at least, from any angle; None is the model's.
     """
 
     @torch.no_grad()
-    def __init__(self, model: HPDM, views: Views, gate_floor: float = 0.25):
-        self.model, self.views, self.gate_floor = model, views, gate_floor
+    def __init__(self, model: HPDM, views: Views, gate_floor: float | None = None):
+        self.model, self.views = model, views
+        self.gate_floor = model.gate_floor if gate_floor is None else gate_floor
         self.maps = geometry_maps(views.depth, views.normals, views.opacity, views.c2w, views.fovy, views.crop)
         self.latents, self.tokens = model.encode(views.rgb), model.cameras(views.c2w)
         self.bank = model.bank(self.references(torch.ones(1, len(views), device=views.rgb.device)))

@@ -1,0 +1,245 @@
+"""HPDM from public parts, without training: any Stable-Diffusion-1.5-shaped model, ControlNets, reference attention.
+
+Explicit condition: ControlNets that know pictures (tile) or pictures with holes (inpaint) see the projection. Implicit
+condition: the denoiser itself reads the references, noised to the same timestep, and its self-attentions attend to
+their tokens as well as to their own (K, V = [self; bank]), closed by view angle. Text takes the place of camera tokens.
+"""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ...errors import EnvironmentProblem, UsageError
+from ...optional import require
+from .conditions import References
+from .implicit import NEVER, self_attentions
+from .model import HPDM
+
+LAYOUTS = ("tile", "inpaint")
+
+
+@dataclass
+class Control:
+    """One ControlNet: folder or hub id, what it expects (``tile``: holes filled; ``inpaint``: holes are -1), scale."""
+
+    path: str
+    layout: str = "inpaint"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"controlnets: layout is '{self.layout}'; expected one of: {', '.join(LAYOUTS)}.")
+
+
+def fill_holes(rgb: Tensor, valid: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) with what is not valid (B, 1, H, W) filled from ever coarser means; mid-grey if nothing is.
+
+    Pull-push: each level is the mean of the valid pixels of the one before, and fills only what is still open.
+    """
+    out, known = rgb * valid, valid
+    weight, colour, size = valid, rgb * valid, rgb.shape[-2:]
+    while min(weight.shape[-2:]) > 1:
+        colour, weight = F.avg_pool2d(colour, 2), F.avg_pool2d(weight, 2)
+        mean = F.interpolate(colour / weight.clamp(min=1e-6), size, mode="bilinear", align_corners=False)
+        there = F.interpolate((weight > 0).to(weight), size, mode="nearest")
+        out, known = out + mean * there * (1 - known), torch.maximum(known, there)
+    return out + 0.5 * (1 - known)
+
+
+def control_image(explicit: Tensor, layout: str) -> Tensor:
+    """Input (B, 3, H, W) of a public ControlNet from `conditions.explicit_image` (B, 11, H, W)."""
+    rgb, valid = explicit[:, :3] / 2 + 0.5, explicit[:, 3:4]
+    return fill_holes(rgb, valid) if layout == "tile" else rgb * valid - (1 - valid)
+
+
+class ReferenceAttention:
+    """Lets a denoiser's self-attentions record their input, or attend to recorded tokens besides their own.
+
+    Set `mode` to ``write``, ``read`` or None. Read are `bank` {name: (B, R L, C)} and `bias` (B, R), which is added to
+    the logits of each reference's tokens.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.mode: str | None = None
+        self.bank: dict[str, Tensor] = {}
+        self.bias: Tensor | None = None
+        for name, module in self_attentions(network).items():
+            module.register_forward_pre_hook(partial(self._hook, name), with_kwargs=True)
+
+    def _hook(self, name: str, module: nn.Module, args: tuple, kwargs: dict):
+        x = args[0]
+        if self.mode == "write":
+            self.bank[name] = x
+        elif self.mode == "read":
+            own = self.bias.new_zeros(len(x), x.shape[1])
+            kwargs = kwargs | {
+                "encoder_hidden_states": torch.cat([x, self.bank[name].to(x)], dim=1),
+                "attention_mask": torch.cat([own, self._spread(name)], dim=1).to(x)[:, None],
+            }
+        return args, kwargs
+
+    def _spread(self, name: str) -> Tensor:
+        """The bias per reference (B, R) for every token of the bank (B, R L)."""
+        return self.bias.repeat_interleave(self.bank[name].shape[1] // self.bias.shape[1], dim=1)
+
+
+class AssembledHPDM(HPDM):
+    """The interface of `HPDM` around public parts.
+
+    Args:
+        unet, vae, scheduler: of a Stable-Diffusion-shaped model.
+        controls: (ControlNet, layout, scale) each; none is no explicit condition.
+        tokens: (1, L, D) of the prompt.
+        plain_tokens: (1, L, D) of the empty or negative prompt.
+        reference_attention: False is no implicit condition.
+    """
+
+    gate_floor = 0.0
+
+    def __init__(
+        self, unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, scheduler: DDIMScheduler,
+        controls: list[tuple[ControlNetModel, str, float]], tokens: Tensor, plain_tokens: Tensor,
+        reference_attention: bool = True,
+    ):  # fmt: skip
+        nn.Module.__init__(self)
+        self.unet, self.vae, self.scheduler = unet, vae, scheduler
+        self.controls = nn.ModuleList([control for control, _, _ in controls])
+        self.layouts = [(layout, scale) for _, layout, scale in controls]
+        self.attention = ReferenceAttention(unet) if reference_attention else None
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
+        self.register_buffer("tokens", tokens.clone(), persistent=False)
+        self.register_buffer("plain_tokens", plain_tokens.clone(), persistent=False)
+
+    def cameras(self, c2w: Tensor) -> Tensor:
+        """The prompt's tokens (..., L, D), the same for every camera (..., 4, 4)."""
+        return self.tokens[0].expand(*c2w.shape[:-2], *self.tokens.shape[1:])
+
+    def plain(self, c2w: Tensor) -> Tensor:
+        """Tokens (..., L, D) of the row that sees no condition."""
+        return self.plain_tokens[0].expand(*c2w.shape[:-2], *self.plain_tokens.shape[1:])
+
+    def bank(self, references: References) -> dict[str, Tensor]:
+        """The references' latents and tokens: what they are read as depends on the timestep, so nothing is kept."""
+        return {"latents": references.latents, "tokens": references.tokens}
+
+    def denoise(
+        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, explicit: Tensor | None = None,
+        bank: dict[str, Tensor] | None = None, gate: Tensor | None = None, plain: int = 0,
+    ) -> Tensor:
+        """Raw output of the denoiser, see `HPDM.denoise`."""
+        sample, tokens = noisy.to(self.unet.dtype), tokens.to(self.unet.dtype)
+        residuals: dict = {}
+        if explicit is not None and len(self.controls) and plain < len(sample):
+            down, mid = self._control(sample[plain:], timesteps[plain:], tokens[plain:], explicit)
+            residuals = {
+                "down_block_additional_residuals": [torch.cat([x.new_zeros(plain, *x.shape[1:]), x]) for x in down],
+                "mid_block_additional_residual": torch.cat([mid.new_zeros(plain, *mid.shape[1:]), mid]),
+            }
+        if bank is None or self.attention is None or plain == len(sample):
+            return self.unet(sample, timesteps, tokens, **residuals).sample
+        self._write(bank, timesteps[plain:], plain, gate)
+        self.attention.mode = "read"
+        try:
+            return self.unet(sample, timesteps, tokens, **residuals).sample
+        finally:
+            self.attention.mode, self.attention.bank, self.attention.bias = None, {}, None
+
+    def _control(self, sample: Tensor, timesteps: Tensor, tokens: Tensor, explicit: Tensor) -> tuple:
+        """Sum of all ControlNets' residuals."""
+        total = None
+        for control, (layout, scale) in zip(self.controls, self.layouts, strict=True):
+            picture = control_image(explicit, layout).to(sample.dtype)
+            down, mid = control(sample, timesteps, tokens, picture, conditioning_scale=scale, return_dict=False)
+            total = (down, mid) if total is None else ([a + b for a, b in zip(total[0], down)], total[1] + mid)
+        return total
+
+    def _write(self, bank: dict[str, Tensor], timesteps: Tensor, plain: int, gate: Tensor) -> None:
+        """Let the denoiser read the references at the rows' timesteps, with the same noise on every call."""
+        b, r = bank["latents"].shape[:2]
+        latents = bank["latents"].flatten(0, 1).float()
+        steps = timesteps.repeat_interleave(r)
+        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(latents)
+        noised = self.add_noise(latents, noise[None].expand_as(latents), steps).to(self.unet.dtype)
+        self.attention.mode = "write"
+        try:
+            self.unet(noised, steps, bank["tokens"].flatten(0, 1).to(noised))
+        finally:
+            self.attention.mode = None
+
+        def padded(x: Tensor) -> Tensor:
+            return torch.cat([x.new_zeros(plain, *x.shape[1:]), x])
+
+        self.attention.bank = {n: padded(x.unflatten(0, (b, r)).flatten(1, 2)) for n, x in self.attention.bank.items()}
+        bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
+        self.attention.bias = torch.cat([bias.new_full((plain, r), NEVER), bias])
+
+
+def embed_prompt(base: str, prompt: str, offline: bool) -> Tensor:
+    """(1, L, D) of a prompt by the CLIP text encoder in a model's folder or hub repository.
+
+    Raises: EnvironmentProblem when transformers is missing; UsageError when the encoder cannot be loaded.
+    """
+    transformers = require("transformers", extra="sd")
+    tokenizer = _part(transformers.CLIPTokenizer, base, "tokenizer", offline)
+    encoder = _part(transformers.CLIPTextModel, base, "text_encoder", offline).eval()
+    words = tokenizer(
+        prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        return encoder(words.input_ids)[0]
+
+
+def assemble(
+    base: str, controlnets: list[Control], vae: str | None = None, reference_attention: bool = True, prompt: str = "",
+    negative_prompt: str = "", offline: bool = False,
+) -> AssembledHPDM:  # fmt: skip
+    """Load public parts as float32 on the CPU, in evaluation mode.
+
+    Args:
+        base: folder or hub id of a Stable-Diffusion-1.5-shaped model in diffusers' format.
+        controlnets: explicit conditions.
+        vae: folder or hub id of another autoencoder, such as a tiny one; None is the base model's.
+        reference_attention: the implicit condition.
+        prompt, negative_prompt: what the views show, and what the row without conditions is told.
+        offline: local folders and the local cache only.
+    Raises: EnvironmentProblem or UsageError naming the part that is missing or wrong.
+    """
+    unet = _part(UNet2DConditionModel, base, "unet", offline)
+    if vae is None:
+        autoencoder = _part(AutoencoderKL, base, "vae", offline)
+    else:
+        autoencoder = _part(AutoencoderTiny, vae, None, offline)
+    scheduler = _part(DDIMScheduler, base, "scheduler", offline)
+    controls = [(_part(ControlNetModel, c.path, None, offline), c.layout, c.scale) for c in controlnets]
+    for (control, _, _), config in zip(controls, controlnets, strict=True):
+        if control.config.cross_attention_dim != unet.config.cross_attention_dim:
+            raise UsageError(
+                f"The ControlNet {config.path} is of another model family than {base}: its text width is "
+                f"{control.config.cross_attention_dim}, the denoiser's {unet.config.cross_attention_dim}."
+            )
+    tokens, plain = (embed_prompt(base, text, offline) for text in (prompt, negative_prompt))
+    return AssembledHPDM(unet, autoencoder, scheduler, controls, tokens, plain, reference_attention).eval()
+
+
+def _part(kind, path: str, subfolder: str | None, offline: bool):
+    """One part by its library's own loader."""
+    options: dict = {"local_files_only": offline}
+    if subfolder is not None:
+        options["subfolder"] = subfolder
+    if issubclass(kind, nn.Module):
+        options["use_safetensors"] = True
+    what = f"{subfolder or kind.__name__} of '{path}'"
+    try:
+        return kind.from_pretrained(path, **options)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise EnvironmentProblem(
+            f"The {what} was not found ({first}); give a folder in diffusers' format with safetensors, or a hub id and "
+            "a network connection."
+        ) from error
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise UsageError(f"The {what} cannot be used as {kind.__name__}: {first}") from error
