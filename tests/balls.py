@@ -43,3 +43,18 @@ def write_shards(folder: Path, subjects: int = 3, per_shard: int = 2, depth: boo
             del stacked["depth"]
         np.savez(folder / f"train_{shard:05d}.npz", camera=np.stack([camera] * len(rows)), **stacked)
     return folder
+
+
+def add_normals(folder: Path) -> Path:
+    """Give the shards of `write_shards` the normals of their balls."""
+    for path in folder.glob("*.npz"):
+        with np.load(path) as shard:
+            arrays = dict(shard)
+        size = arrays["depth"].shape[-1]
+        fovy = torch.tensor(np.radians(arrays["camera"][..., 3])).flatten()
+        rays_o, rays_d = get_rays(torch.from_numpy(arrays["c2w"]).flatten(0, 1), fovy, size, size)
+        depth = torch.from_numpy(arrays["depth"].astype(np.float32)).flatten(0, 1)[..., None]
+        normals = torch.nn.functional.normalize(rays_o + depth * rays_d, dim=-1) * (depth > 0)
+        arrays["normal"] = (normals * 127).round().to(torch.int8).view(*arrays["depth"].shape, 3).numpy()
+        np.savez(path, **arrays)
+    return folder

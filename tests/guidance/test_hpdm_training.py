@@ -1,12 +1,11 @@
 """HPDM's training: batches, schedule, stages, resuming, what it writes."""
 import json
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning"), pytest.importorskip("tensorboard")
-from balls import write_shards  # noqa: E402
+from balls import add_normals, write_shards  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm import train  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import CLEAN, conditions_of, held_out, scores  # noqa: E402
@@ -15,7 +14,6 @@ from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
 from portrait_diffusion.multiview import load_shards  # noqa: E402
-from portrait_diffusion.ops.cameras import get_rays  # noqa: E402
 
 SIZE = 32
 
@@ -28,17 +26,7 @@ def tiny(**changes):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Balls with normals."""
-    path = write_shards(tmp_path_factory.mktemp("balls"), subjects=4, per_shard=2, size=SIZE)
-    for shard in path.glob("*.npz"):
-        with np.load(shard) as arrays:
-            arrays = dict(arrays)
-        c2w, fovy = torch.from_numpy(arrays["c2w"]).flatten(0, 1), torch.tensor(np.radians(arrays["camera"][..., 3]))
-        rays_o, rays_d = get_rays(c2w, fovy.flatten(), SIZE, SIZE)
-        depth = torch.from_numpy(arrays["depth"].astype(np.float32)).flatten(0, 1)
-        points = torch.nn.functional.normalize(rays_o + depth[..., None] * rays_d, dim=-1) * (depth > 0)[..., None]
-        arrays["normal"] = (points * 127).round().to(torch.int8).view(*arrays["depth"].shape, 3).numpy()
-        np.savez(shard, **arrays)
-    return path
+    return add_normals(write_shards(tmp_path_factory.mktemp("balls"), subjects=4, per_shard=2, size=SIZE))
 
 
 @pytest.fixture(scope="module")

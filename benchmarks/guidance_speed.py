@@ -1,0 +1,148 @@
+"""Time and memory of a guidance step of Stable-Diffusion-1.5 size, random weights, and where the time goes.
+
+    python benchmarks/guidance_speed.py --out benchmarks/results/guidance_speed.json [--views 4] [--size 512]
+
+A CUDA GPU, bfloat16, median of repeated runs between events after warming up; four known views, both conditions. The
+parts are timed alone, so they need not add up to the step.
+"""
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).absolute().parents[1]
+sys.path.append(str(ROOT / "custom"))
+
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel  # noqa: E402
+from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
+from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
+from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
+from portrait_diffusion.guidance.hpdm.views import KnownViews, Target, Views  # noqa: E402
+from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
+from portrait_diffusion.priors.train import default_device  # noqa: E402
+
+
+def build(tiny_vae: bool, small: bool = False) -> AssembledHPDM:
+    """Random parts of Stable Diffusion 1.5's sizes; `small` is for trying the script without a GPU."""
+    widths = (8, 16, 16, 16) if small else (320, 640, 1280, 1280)
+    groups = 8 if small else 32
+    text = 16 if small else 768
+    unet = UNet2DConditionModel(
+        sample_size=64, block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8,
+        layers_per_block=1 if small else 2, norm_num_groups=groups,
+    )  # fmt: skip
+    blocks = 4
+    thin = {"encoder_block_out_channels": (8,) * blocks, "decoder_block_out_channels": (8,) * blocks} if small else {}
+    vae = AutoencoderTiny(**thin) if tiny_vae else AutoencoderKL(
+        block_out_channels=(8,) * blocks if small else (128, 256, 512, 512), layers_per_block=1 if small else 2,
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=4, norm_num_groups=groups,
+    )  # fmt: skip
+    control = ControlNetModel.from_unet(unet)
+    tokens = torch.randn(1, 77, text)
+    return AssembledHPDM(unet, vae, DDIMScheduler(), [(control, "inpaint", 1.0)], tokens, tokens).eval()
+
+
+def median_ms(function: Callable, device: torch.device, repeats: int) -> float:
+    """Median time of a call in ms."""
+    times = []
+    for i in range(repeats + 3):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if i >= 3:
+            times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 2)
+
+
+def measure(model: AssembledHPDM, size: int, views: int, device: torch.device, repeats: int) -> dict:
+    """Times in ms of the whole step and of its parts."""
+    dtype = model.unet.dtype
+    azimuth = torch.linspace(0, 90, views, device=device)
+    c2w, fovy = orbit_c2w(azimuth, torch.zeros_like(azimuth)), canonical_fovy(azimuth).expand(views)
+    rays_o, rays_d = get_rays(c2w, fovy, size, size)
+    b = (rays_o * rays_d).sum(-1)
+    root = b.square() - rays_o.square().sum(-1) + 0.2**2
+    depth = torch.where(root > 0, -b - root.clamp(min=0).sqrt(), 0)
+    solid = (depth > 0).float()
+    normals = torch.nn.functional.normalize(rays_o + depth[..., None] * rays_d, dim=-1) * solid[..., None]
+    rgb = torch.rand(views, 3, size, size, device=device)
+    target = Target(c2w, fovy, depth, normals, solid)
+    known = KnownViews(model, Views(rgb, depth, normals, solid, c2w, fovy))
+    latents = model.encode(rgb).detach().float()
+    t = torch.full((views,), 500, device=device)
+    explicit = torch.zeros(views, EXPLICIT_CHANNELS, size, size, device=device, dtype=dtype)
+    tokens = model.cameras(c2w)
+    one = References(latents[:, None], explicit[:, None, :7], tokens[:, None], torch.ones(views, 1, device=device))
+
+    def step():
+        picture = rgb.clone().requires_grad_(True)
+        x = model.encode(picture).float()
+        with torch.no_grad():
+            told = known.conditions(target)
+            told = Conditions(told.tokens, told.explicit.to(dtype), told.references, tokens)
+            noise = torch.randn_like(x)
+            found = model.predict(model.add_noise(x.detach(), noise, t), t, told, 7.5, 2.0, known.bank_for(views))
+        distillation_loss(x, found.noise.float() - noise).backward()
+
+    def encode():
+        picture = rgb.clone().requires_grad_(True)
+        model.encode(picture).float().sum().backward()
+
+    def without_gradient(function: Callable) -> Callable:
+        return torch.no_grad()(function)
+
+    parts = {
+        "step": step,
+        "autoencoder, encode forward and backward": encode,
+        "projection and conditions": without_gradient(lambda: known.conditions(target)),
+        "denoiser alone": without_gradient(lambda: model.denoise(latents, t, tokens)),
+        "denoiser and ControlNet": without_gradient(lambda: model.denoise(latents, t, tokens, explicit)),
+        "denoiser and one reference": without_gradient(
+            lambda: model.denoise(latents, t, tokens, None, model.bank(one), one.gate)
+        ),
+    }
+    return {name: median_ms(function, device, repeats) for name, function in parts.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--small", action="store_true", help="tiny widths, to try the script")
+    args = parser.parse_args(argv)
+    device = default_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    result: dict = {
+        "what": "ms, median; both conditions, guidance with three rows, four known views", "views": args.views,
+        "size": args.size, "dtype": str(dtype), "torch": torch.__version__, "small": args.small,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }  # fmt: skip
+    for name, tiny in (("full autoencoder", False), ("tiny autoencoder", True)):
+        model = build(tiny, args.small).to(device, dtype).requires_grad_(False)
+        model.alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        result[name] = measure(model, args.size, args.views, device, args.repeats)
+        if device.type == "cuda":
+            result[name]["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        del model
+    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,83 @@
+"""HPDM's benchmarks: intervals, what is compared, and that each command runs on a tiny model."""
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+from balls import add_normals, write_shards  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
+from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
+from portrait_diffusion.multiview import load_shards  # noqa: E402
+
+from benchmark.scripts import load_script  # noqa: E402
+
+equivariance, guidance_speed, hpdm_views = (
+    load_script(name) for name in ("equivariance", "guidance_speed", "hpdm_views")
+)
+
+
+class Distance(torch.nn.Module):
+    """In the place of ST-LPIPS."""
+
+    def forward(self, a, b):
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hpdm")
+    torch.manual_seed(0)
+    model = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
+    return save_hpdm(model, path / "model"), add_normals(write_shards(path / "data", subjects=2, size=32))
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """100 samples of 40 normal numbers: 95 % intervals hold the true mean in 84 or more of them, 5 sigma below 95."""
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for k in range(100):
+        low, mean, high = hpdm_views.interval(torch.randn(40, generator=generator), seed=k)
+        held += low <= 0 <= high
+        assert low <= mean <= high
+    assert held >= 84
+    assert hpdm_views.interval(torch.full((5,), 0.3)) == [0.3, 0.3, 0.3]
+
+
+def test_the_gain_is_over_side_and_back_views_and_relative():
+    one, both = torch.tensor([0.1, 0.3]), torch.tensor([0.05, 0.15])
+    found = {("explicit", name): {"stlpips": one} for name in ("below45", "45to135", "back")}
+    found |= {("hybrid", name): {"stlpips": both} for name in ("45to135", "back")}
+    found["hybrid", "below45"] = {"stlpips": torch.zeros(2)}
+    row = hpdm_views.summary(found)["side and back, ST-LPIPS of explicit less hybrid, over explicit"]
+    assert row["gain"][1] == pytest.approx(0.5) and row["explicit"][1] == pytest.approx(0.2)
+
+
+def test_views_are_measured_by_command(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(hpdm_views, "STLPIPS", lambda *args, **kwargs: Distance())
+    model, data = folders
+    out = tmp_path / "views.json"
+    assert hpdm_views.main(["--model", str(model), "--data", str(data), "--out", str(out), "--steps", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert {f"{kind} back" for kind in ("none", "explicit", "implicit", "hybrid")} <= set(result)
+
+
+def test_equal_noise_and_equal_views_agree(folders, tmp_path):
+    """A view against itself: carried noise is the noise, so that the answers agree; independent noise does not."""
+    model, data = hpdm_views.load_hpdm(folders[0]), load_shards(folders[1], "cpu")
+    same = equivariance.disagreement(model, data, 0, 0, 500)
+    assert same["carried"] < 0.5 * same["independent"] and same["latents themselves"] < 1e-3
+    assert same["covered"] > 0.8
+    out = tmp_path / "e.json"
+    for name in ("a", "b"):
+        command = ["--model", str(folders[0]), "--data", str(folders[1]), "--out", str(out), "--name", name]
+        assert equivariance.main([*command, "--limit", "1"]) == 0
+    curves = json.loads(out.read_text())
+    assert set(curves) == {"a", "b"} and {row["yaw"] for row in curves["a"]["curve"]} == {10.0, 60.0}
+
+
+def test_the_guidance_is_timed(tmp_path):
+    out = tmp_path / "speed.json"
+    assert guidance_speed.main(["--out", str(out), "--small", "--size", "32", "--views", "1", "--repeats", "1"]) == 0
+    result = json.loads(out.read_text())
+    assert result["full autoencoder"]["step"] > 0 and result["tiny autoencoder"]["denoiser alone"] > 0
