@@ -12,7 +12,7 @@ from balls import ball, write_shards
 from portrait_diffusion.multiview import MultiViewData, load_shards
 from portrait_diffusion.priors import assess, train
 from portrait_diffusion.priors.assess import evaluate
-from portrait_diffusion.priors.networks import Discriminator
+from portrait_diffusion.priors.networks import Discriminator, PriorSpec
 from portrait_diffusion.priors.patches import PATCH, patch_rays
 from portrait_diffusion.priors.storage import load_spec
 from portrait_diffusion.priors.train import TrainConfig, Trainer, schedule
@@ -237,9 +237,10 @@ def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "run", lambda *args: calls.append(args))
     paths = ["--data", str(tmp_path), "--out", str(tmp_path / "o")]
     options = ["--batch", "3", "--w-depth", "0.5", "--device", "cpu", "--limit", "7", "--no-cuda-graphs"]
+    options += ["--frontal-layers", "3"]
     assert train.main([*paths, *options]) == 0
     data, val, out, seconds, config, spec, perceptual, device, limit = calls[0]
-    assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", None, None)
+    assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", PriorSpec(frontal_layers=3), None)
     assert config == TrainConfig(batch=3, w_depth=0.5, cuda_graphs=False)
     assert (device, limit, seconds) == ("cpu", 7, 540.0)
 

@@ -422,6 +422,8 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--device", help="torch device; default: a GPU if there is one")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
+    layers = PriorSpec().frontal_layers
+    parser.add_argument("--frontal-layers", type=int, default=layers, help=f"of the frontal grid; default {layers}")
     for name, value in asdict(TrainConfig()).items():
         option = argparse.BooleanOptionalAction if isinstance(value, bool) else None
         kind = {"action": option} if option else {"type": type(value)}
@@ -429,7 +431,8 @@ def main(argv: list | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})
-    run(args.data, args.val, args.out, args.seconds, config, None, args.perceptual_weights, args.device, args.limit)
+    spec = PriorSpec(frontal_layers=args.frontal_layers)
+    run(args.data, args.val, args.out, args.seconds, config, spec, args.perceptual_weights, args.device, args.limit)
     return 0
 
 

@@ -30,6 +30,7 @@ from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
 from ...priors.augment import colour_jitter
+from ...priors.patches import over_white, premultiplied_images
 from ...priors.train import default_device
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
@@ -323,8 +324,8 @@ def run_stage(
 def unit_latents(model: HPDM, data: MultiViewData, count: int = 256) -> float:
     """Set the autoencoder's scaling factor so that latents of the data have standard deviation 1; returns it."""
     subjects = torch.arange(min(count, len(data)), device=data.device)
-    rgba = data.rgba[subjects, subjects % data.rgba.shape[1]].float() / 255.0
-    pictures = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
+    images = premultiplied_images(data.rgba[subjects, subjects % data.rgba.shape[1]])
+    pictures = over_white(images[:, :3], images[:, 3:])
     model.vae.register_to_config(scaling_factor=1.0)
     device = model.alphas_cumprod.device
     latents = torch.cat([model.encode(part.to(device)) for part in pictures.split(32)])
