@@ -120,6 +120,13 @@ def test_stages_change_their_own_parts_and_resume_as_if_never_stopped(data, tmp_
         assert factor > 0 and 0.3 < float(autoencoder.model.encode(batch.target).std()) < 3
 
 
+def test_the_average_follows_quickly_at_first_and_slowly_later():
+    average = train.MovingAverage(0.9)._kwargs["avg_fn"]
+    old, new = torch.zeros(2), torch.ones(2)
+    torch.testing.assert_close(average(old, new, torch.tensor(0)), torch.full((2,), 0.9))
+    torch.testing.assert_close(average(old, new, torch.tensor(1000)), torch.full((2,), 0.1))
+
+
 def test_pairs_share_subject_timestep_and_noise(data):
     torch.manual_seed(0)
     stage = train.DenoiserStage(tiny(), data, config(batch=8, pairs=0.5))

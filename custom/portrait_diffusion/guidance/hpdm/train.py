@@ -20,7 +20,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
@@ -252,6 +252,21 @@ class DenoiserStage(Stage):
         return ((moved - predicted[b]).square() * valid).sum() / (channels * valid.sum()).clamp(min=1.0)
 
 
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights after every step, quick at first: decay min(d, (1 + n) / (10 + n))."""
+
+    def __init__(self, decay: float):
+        def average(old: Tensor, new: Tensor, count: Tensor) -> Tensor:
+            d = torch.clamp((1 + count) / (10 + count), max=decay).to(old)
+            return d * old + (1 - d) * new
+
+        super().__init__(use_buffers=False, avg_fn=average)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every step."""
+        return step_idx is not None
+
+
 class Checkpoints(Callback):
     """Writes ``last.ckpt`` every few minutes, and ends a run after so many seconds or when the budget is used up.
 
@@ -303,9 +318,7 @@ def run_stage(
         accelerator=accelerator, devices=devices, max_epochs=-1, precision="bf16-mixed" if cuda else "32-true",
         gradient_clip_val=1.0, log_every_n_steps=50, use_distributed_sampler=False, enable_checkpointing=False,
         logger=_logger(out),
-        callbacks=[
-            EMAWeightAveraging(decay=stage.config.ema_decay, use_buffers=False), Checkpoints(last, seconds)
-        ],
+        callbacks=[MovingAverage(stage.config.ema_decay), Checkpoints(last, seconds)],
         strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
         enable_progress_bar=progress, enable_model_summary=False,
     )  # fmt: skip
