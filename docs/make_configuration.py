@@ -38,7 +38,7 @@ NOTES = {
 }
 PLUGINS = {
     "system.guidance": "portrait-diffusion-hpdm-guidance",
-    "system.guidance.noise_sampler": "portrait-diffusion-fixed-noise",
+    "system.guidance.noise_sampler": "portrait-diffusion-object-noise",
 }
 """Registered classes that the pipeline does not use, by where they stand in a system's configuration."""
 

@@ -193,6 +193,25 @@ def test_noise_samplers_are_pluggable(folder):
     assert torch.equal(guidance.noise_sampler(request), fixed(request))
 
 
+def test_object_noise_is_shared_between_near_views_and_slowly_renewed(folder):
+    name = "portrait-diffusion-object-noise"
+    views = ball([0.0, 0.5, 180.0])
+    request = NoiseRequest((3, 64, 8, 8), views.c2w, views.fovy, views.depth, torch.Generator().manual_seed(0))
+    sampler = host.find(name)({"resolution": 48, "gamma": 0.0})
+    a = sampler(request)
+    inside = torch.nn.functional.avg_pool2d(views.depth[:1], 4)[0] > 2.0
+    near, far = ((a[0] * a[i])[:, inside].mean().item() for i in (1, 2))
+    assert near > 0.5 and abs(far) < 0.1
+    assert torch.equal(sampler(request)[0][:, inside], a[0][:, inside])
+    renewed = host.find(name)({"resolution": 48, "gamma": 1.0})
+    assert abs((renewed(request)[0] * renewed(request)[0])[:, inside].mean().item()) < 0.1
+    guidance = make(folder, noise_sampler_type=name, noise_sampler={"resolution": 32})
+    with pytest.raises(UsageError, match="needs the depth"):
+        guidance(render(), **angles(0.0, 60.0))
+    told = ball([0.0, 60.0])
+    assert guidance(render(), c2w=told.c2w, **geometry_of(told))["loss_sds"].item() > 0
+
+
 def test_what_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hpdm_guidance, "BUNDLED", tmp_path / "none")
     with pytest.raises(EnvironmentProblem, match="train-hpdm"):

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..host import BaseObject, register
+from .field import NoiseField
+from .transport import latent_depth
 
 
 @dataclass
@@ -53,3 +56,41 @@ class FixedNoise(BaseObject):
         g = torch.Generator().manual_seed(self.cfg.seed)
         noise = torch.randn(request.shape[1:], generator=g, dtype=request.dtype)
         return noise.to(request.generator.device).expand(request.shape).clone()
+
+
+@register("portrait-diffusion-object-noise")
+class ObjectNoise(BaseObject):
+    """Noise that lives on the surface and is seen from any view (`noise.field`); needs the geometry of the views."""
+
+    @dataclass
+    class Config(BaseObject.Config):
+        resolution: int = 96  # cells along the box's edge; a third of a latent pixel or less: 96 for 32 x 32 latents
+        gamma: float = 1e-4  # share of the noise that is renewed at each call, in [0, 1]
+        probes: int = 6  # k; a latent pixel's surface is probed at k x k places
+        seed: int = 0  # of the field
+
+    cfg: Config
+
+    def configure(self) -> None:
+        self._field: NoiseField | None = None
+        self._generator: torch.Generator | None = None
+
+    def __call__(self, request: NoiseRequest) -> Tensor:
+        """(B, C, h, w) standard normal, equal where views see the same surface.
+
+        Raises: UsageError when the views' depth is not known.
+        """
+        if request.depth is None:
+            raise UsageError(
+                "portrait-diffusion-object-noise needs the depth of the renders, and the system gives the guidance "
+                "none; use portrait-diffusion-iid-noise there."
+            )
+        if self._field is None:
+            device = request.generator.device
+            self._generator = torch.Generator(device=device).manual_seed(self.cfg.seed)
+            self._field = NoiseField(request.shape[1], self.cfg.resolution, self._generator)
+        elif self.cfg.gamma > 0:
+            self._field.refresh(self.cfg.gamma, self._generator)
+        depth = latent_depth(request.depth, request.depth.shape[-1] // request.shape[-1])
+        noise, _ = self._field.render(depth, request.c2w, request.fovy, request.generator, self.cfg.probes)
+        return noise.to(request.dtype)
