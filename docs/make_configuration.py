@@ -38,7 +38,8 @@ NOTES = {
 }
 PLUGINS = {
     "system.guidance": "portrait-diffusion-hpdm-guidance",
-    "system.guidance.noise_sampler": "portrait-diffusion-object-noise",
+    "system.guidance.noise_sampler": "portrait-diffusion-mvnrs-noise",
+    "system.guidance.noise_sampler (object space)": "portrait-diffusion-object-noise",
 }
 """Registered classes that the pipeline does not use, by where they stand in a system's configuration."""
 

@@ -116,9 +116,9 @@ def _light_package(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / name)
     parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,
-             "renderer/volume": RENDERER}  # fmt: skip
+             "noise/mvnrs": "", "renderer/volume": RENDERER}  # fmt: skip
     for sub, text in parts.items():
-        (folder / sub).parent.mkdir()
+        (folder / sub).parent.mkdir(exist_ok=True)
         (folder / sub).parent.joinpath("__init__.py").touch()
         (folder / f"{sub}.py").write_text(text)
     (folder / "ops").mkdir()

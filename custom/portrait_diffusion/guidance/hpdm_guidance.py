@@ -151,8 +151,11 @@ class HPDMGuidance(BaseObject):
                 view = elevation, azimuth, camera_distances
                 conditions = self._with_text(conditions, c2w, prompt_utils, *view)
             clean = latents.detach().float()
-            t, reference, noisy = self._noisy(clean, c2w, fovy, depth, conditions, bank)
-            prediction = model.predict(noisy, t, conditions, *self.scales, bank)
+            if kind in ("sds", "csd"):
+                t, reference, noisy, prediction = self._sampled(clean, c2w, fovy, depth, conditions, bank)
+            else:
+                t, reference, noisy = self._inverted(clean, conditions, bank)
+                prediction = model.predict(noisy, t, conditions, *self.scales, bank)
             if kind == "csd":
                 reference = model.predict(noisy, t, conditions.alone()).noise
             weight = weighting(model.alphas_cumprod[t], self.cfg.weighting_strategy)
@@ -161,6 +164,7 @@ class HPDMGuidance(BaseObject):
             f"loss_{kind}": distillation_loss(latents, gradient.to(latents)), "grad_norm": gradient.norm(),
             "min_step": self.min_step, "max_step": self.max_step,
         }  # fmt: skip
+        out |= {f"noise_{name}": value for name, value in self.noise_sampler.statistics.items()}
         if guidance_eval:
             out["eval"] = self._evaluation(clean, noisy, prediction, t)
         return out
@@ -204,15 +208,34 @@ class HPDMGuidance(BaseObject):
         tokens, plain = text.to(c2w).chunk(2)
         return replace(conditions, tokens=tokens, plain_tokens=plain)
 
-    def _noisy(self, clean: Tensor, c2w, fovy, depth, conditions, bank) -> tuple[Tensor, Tensor, Tensor]:
-        """Timesteps (B,), the noise with which the prediction is compared, and noisy latents, by the loss's name."""
+    def _sampled(self, clean: Tensor, c2w, fovy, depth, conditions, bank) -> tuple:
+        """Timesteps (B,), noise, noisy latents and prediction with the sampler's noise.
+
+        A sampler that compares candidates gets the gradients of all of them, from one call of the denoiser, and says
+        which noise each view keeps.
+        """
+        model, sampler, b, g = self._model, self.noise_sampler, len(clean), self.generator
+        compare = sampler.compares_now()
+        count = 1 if compare else b
+        t = torch.randint(self.min_step, self.max_step + 1, (count,), generator=g, device=clean.device).expand(b)
+        request = NoiseRequest(tuple(clean.shape), c2w, fovy, depth, g)
+        if not compare:
+            noise = sampler(request)
+            noisy = model.add_noise(clean, noise, t)
+            return t, noise, noisy, model.predict(noisy, t, conditions, *self.scales, bank)
+        noise = sampler.candidates(request)
+        k = len(noise)
+        noisy = model.add_noise(clean.repeat(k, 1, 1, 1), noise.flatten(0, 1), t.repeat(k))
+        repeated = None if bank is None else {name: torch.cat([x] * k) for name, x in bank.items()}
+        found = model.predict(noisy, t.repeat(k), conditions.repeated(k), *self.scales, repeated)
+        best = sampler.choose((found.noise - noise.flatten(0, 1)).view_as(noise), noise, g)
+        row = best * b + torch.arange(b, device=best.device)
+        prediction = type(found)(found.output[row], found.noise[row], found.clean[row])
+        return t, noise.flatten(0, 1)[row], noisy[row], prediction
+
+    def _inverted(self, clean: Tensor, conditions, bank) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps (B,), the noise with which the prediction is compared, and noisy latents, for SDI and ISM."""
         model, b = self._model, len(clean)
-        if self.cfg.loss_type in ("sds", "csd"):
-            t = torch.randint(
-                self.min_step, self.max_step + 1, (b,), generator=self.generator, device=clean.device
-            )
-            noise = self.noise_sampler(NoiseRequest(tuple(clean.shape), c2w, fovy, depth, self.generator))
-            return t, noise, model.add_noise(clean, noise, t)
         drawn = torch.randint(self.min_step, self.max_step + 1, (1,), generator=self.generator, device=clean.device)
         step = int(drawn)  # one level for the batch: the inversion takes all rows through the same ones
         alone = conditions.alone()

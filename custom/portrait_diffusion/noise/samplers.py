@@ -31,8 +31,34 @@ class NoiseRequest:
     dtype: torch.dtype = torch.float32
 
 
+class NoiseSampler(BaseObject):
+    """What a guidance asks of a sampler: `__call__`, and for those that compare candidates also the rest.
+
+    Attributes: statistics: numbers of the last step, for the log.
+    """
+
+    def configure(self) -> None:
+        self.statistics: dict[str, float] = {}
+
+    def __call__(self, request: NoiseRequest) -> Tensor:
+        """(B, C, h, w), standard normal."""
+        raise NotImplementedError
+
+    def compares_now(self) -> bool:
+        """Whether the coming step is one of comparison: the guidance then draws one timestep for all views."""
+        return False
+
+    def candidates(self, request: NoiseRequest) -> Tensor:
+        """(K, B, C, h, w) noises to compare; only asked for in steps of comparison."""
+        raise NotImplementedError
+
+    def choose(self, gradients: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """(B,) the candidate kept for each view, by the gradients (K, B, C, h, w) of the noises of the same shape."""
+        raise NotImplementedError
+
+
 @register("portrait-diffusion-iid-noise")
-class IIDNoise(BaseObject):
+class IIDNoise(NoiseSampler):
     """Fresh noise for every view and step, as DreamFusion has it."""
 
     def __call__(self, request: NoiseRequest) -> Tensor:
@@ -42,11 +68,11 @@ class IIDNoise(BaseObject):
 
 
 @register("portrait-diffusion-fixed-noise")
-class FixedNoise(BaseObject):
+class FixedNoise(NoiseSampler):
     """The same noise in every view and step, in image coordinates: a cheap control for the other samplers."""
 
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(NoiseSampler.Config):
         seed: int = 0  # of the one draw
 
     cfg: Config
@@ -59,11 +85,11 @@ class FixedNoise(BaseObject):
 
 
 @register("portrait-diffusion-object-noise")
-class ObjectNoise(BaseObject):
+class ObjectNoise(NoiseSampler):
     """Noise that lives on the surface and is seen from any view (`noise.field`); needs the geometry of the views."""
 
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(NoiseSampler.Config):
         resolution: int = 96  # cells along the box's edge; a third of a latent pixel or less: 96 for 32 x 32 latents
         gamma: float = 1e-4  # share of the noise that is renewed at each call, in [0, 1]
         probes: int = 6  # k; a latent pixel's surface is probed at k x k places
@@ -72,6 +98,7 @@ class ObjectNoise(BaseObject):
     cfg: Config
 
     def configure(self) -> None:
+        super().configure()
         self._field: NoiseField | None = None
         self._generator: torch.Generator | None = None
 

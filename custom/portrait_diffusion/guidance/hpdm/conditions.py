@@ -50,6 +50,17 @@ class Conditions:
     references: References | None = None
     plain_tokens: Tensor | None = None
 
+    def repeated(self, count: int) -> "Conditions":
+        """The same B views so many times, one set after the other."""
+
+        def again(x: Tensor | None) -> Tensor | None:
+            return None if x is None else torch.cat([x] * count)
+
+        told = self.references
+        if told is not None:
+            told = References(*(again(x) for x in (told.latents, told.geometry, told.tokens, told.gate)))
+        return Conditions(again(self.tokens), again(self.explicit), told, again(self.plain_tokens))
+
     def alone(self) -> "Conditions":
         """What the row without conditions is told."""
         return Conditions(self.tokens if self.plain_tokens is None else self.plain_tokens)
