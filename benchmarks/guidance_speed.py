@@ -1,9 +1,11 @@
-"""Time and memory of a guidance step of Stable-Diffusion-1.5 size, random weights, and where the time goes.
+"""Time and memory of a guidance step, random weights, and where the time goes.
 
     python benchmarks/guidance_speed.py --out benchmarks/results/guidance_speed.json [--views 4] [--size 512]
+    python benchmarks/guidance_speed.py --out benchmarks/results/guidance_mini_cpu.json --mini --views 1 --size 128
 
-A CUDA GPU, bfloat16, median of repeated runs between events after warming up; four known views, both conditions. The
-parts are timed alone, so they need not add up to the step.
+Of Stable-Diffusion-1.5 size (bfloat16 on a GPU), or with `--mini` the small HPDM. Median of repeated runs after warming
+up; as many known views as views, both conditions, guidance with three rows. The parts are timed alone, so they need not
+add up to the step.
 """
 import argparse
 import json
@@ -11,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +26,7 @@ from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.views import KnownViews, Target, Views  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
@@ -64,7 +68,7 @@ def median_ms(function: Callable, device: torch.device, repeats: int) -> float:
     return round(statistics.median(times), 2)
 
 
-def measure(model: AssembledHPDM, size: int, views: int, device: torch.device, repeats: int) -> dict:
+def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: int) -> dict:
     """Times in ms of the whole step and of its parts."""
     dtype = model.unet.dtype
     azimuth = torch.linspace(0, 90, views, device=device)
@@ -121,17 +125,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--mini", action="store_true", help="the small HPDM")
     parser.add_argument("--small", action="store_true", help="tiny widths, to try the script")
     args = parser.parse_args(argv)
     device = default_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result: dict = {
-        "what": "ms, median; both conditions, guidance with three rows, four known views", "views": args.views,
-        "size": args.size, "dtype": str(dtype), "torch": torch.__version__, "small": args.small,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "what": "ms, median; both conditions, guidance with three rows, as many known views as views",
+        "views": args.views, "size": args.size, "dtype": str(dtype), "torch": torch.__version__, "small": args.small,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
     }  # fmt: skip
-    for name, tiny in (("full autoencoder", False), ("tiny autoencoder", True)):
-        model = build(tiny, args.small).to(device, dtype).requires_grad_(False)
+    builders = {name: partial(build, tiny, args.small) for name, tiny in
+                (("full autoencoder", False), ("tiny autoencoder", True))}  # fmt: skip
+    if args.mini:
+        builders = {"mini": lambda: build_mini(image_size=args.size).eval()}
+    for name, builder in builders.items():
+        model = builder().to(device, dtype).requires_grad_(False)
         model.alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

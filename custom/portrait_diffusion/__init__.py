@@ -21,6 +21,6 @@ from .ops import volrend as _volrend  # noqa: E402, F401
 host.announce_copy(__file__, __version__)
 
 from .geometry import triplane  # noqa: E402, F401
-from .guidance import hpdm_guidance  # noqa: E402, F401
+from .guidance import hpdm_guidance, sd_guidance  # noqa: E402, F401
 from .noise import mvnrs, samplers  # noqa: E402, F401
 from .renderer import volume  # noqa: E402, F401

@@ -76,8 +76,12 @@ def test_equal_noise_and_equal_views_agree(folders, tmp_path):
     assert set(curves) == {"a", "b"} and {row["yaw"] for row in curves["a"]["curve"]} == {10.0, 60.0}
 
 
-def test_the_guidance_is_timed(tmp_path):
+def test_the_guidance_is_timed(tmp_path, monkeypatch):
     out = tmp_path / "speed.json"
     assert guidance_speed.main(["--out", str(out), "--small", "--size", "32", "--views", "1", "--repeats", "1"]) == 0
     result = json.loads(out.read_text())
     assert result["full autoencoder"]["step"] > 0 and result["tiny autoencoder"]["denoiser alone"] > 0
+    tiny = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
+    monkeypatch.setattr(guidance_speed, "build_mini", lambda image_size: tiny)
+    command = ["--out", str(out), "--mini", "--size", "32", "--views", "1", "--repeats", "1"]
+    assert guidance_speed.main(command) == 0 and json.loads(out.read_text())["mini"]["step"] > 0

@@ -192,6 +192,24 @@ def test_the_guidance_takes_public_models_and_the_hosts_prompts(folder, no_text)
         host.find(name)({**settings, "controlnets": [{"folder": "x"}]})
 
 
+def test_the_plain_guidance_counts_its_scale_as_the_host_does(folder, no_text):
+    settings = {"pretrained_model_name_or_path": str(folder), "offline": True, "guidance_scale": 6.5, "seed": 4}
+    guidance = host.find("portrait-diffusion-sd-guidance")(settings)
+    assert guidance.model.attention is None and guidance.scales == (7.5, 1.0)
+    rgb = torch.rand(1, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0))
+    view = {"elevation": torch.zeros(1), "azimuth": torch.zeros(1)}
+    out = guidance(rgb, **view)
+    g, model = torch.Generator().manual_seed(4), guidance.model
+    with torch.no_grad():
+        clean = model.encode(rgb.permute(0, 3, 1, 2))
+        t = torch.randint(20, 981, (1,), generator=g)
+        added = torch.randn(clean.shape, generator=g)
+        noisy = model.add_noise(clean, added, t)
+        text, plain = (model.denoise(noisy, t, tokens) for tokens in (model.tokens, model.plain_tokens))
+        expected = (1 - model.alphas_cumprod[t]) * (text + 6.5 * (text - plain) - added)  # threestudio's form
+    torch.testing.assert_close(out["grad_norm"], expected.norm(), rtol=1e-3, atol=1e-4)
+
+
 def test_prompts_by_clip(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPTextConfig(

@@ -116,7 +116,8 @@ def _light_package(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / name)
     parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,
-             "noise/mvnrs": "", "renderer/volume": RENDERER}  # fmt: skip
+             "guidance/sd_guidance": "", "noise/mvnrs": "",
+             "renderer/volume": RENDERER}  # fmt: skip
     for sub, text in parts.items():
         (folder / sub).parent.mkdir(exist_ok=True)
         (folder / sub).parent.joinpath("__init__.py").touch()

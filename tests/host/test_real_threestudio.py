@@ -23,7 +23,7 @@ PACKAGE = REPOSITORY / "custom" / "portrait_diffusion"
 NAMES = [
     "portrait-diffusion-fixed-noise", "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise",
     "portrait-diffusion-mvnrs-noise", "portrait-diffusion-object-noise",
-    "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer",
+    "portrait-diffusion-sd-guidance", "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer",
 ]  # fmt: skip
 
 # Left out on purpose: online loggers, uv and cube maps, and names that only wrap Lightning's hooks or hold constants.
