@@ -11,6 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from portrait_diffusion.export import report
 from portrait_diffusion.export.bake import BakeConfig, bake
 from portrait_diffusion.export.fields import FieldSampler
 from portrait_diffusion.export.glb import write_glb
@@ -214,3 +215,9 @@ def test_the_video_inside_is_the_video(page, data):
     (source,) = [a["src"] for tag, a in Page(page).tags if tag == "video"]
     assert base64.b64decode(source.split(",", 1)[1]) == Path(data.turntable).read_bytes()
     assert json.dumps(next(imageio_ffmpeg.read_frames(str(data.turntable)))["source_size"]) == "[64, 32]"
+
+
+def test_the_numbers_on_top_are_those_people_ask_for():
+    tiles = report._tiles({"odd": 1.0, "reasons": {}, "flag": True, "missing": None, "janus_rate": 0.0, "psnr_db": 30.0})
+    order = [tiles.index(text) for text in ("PSNR against the photo, dB", "faces seen from behind", "odd")]
+    assert order == sorted(order) and "flag" not in tiles and "missing" not in tiles and report._tiles({}) == ""

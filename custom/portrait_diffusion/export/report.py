@@ -18,6 +18,11 @@ from .video import resize
 
 COMPARE_SIZE = 512
 MAX_TILES = 6
+HEADLINES = {
+    "psnr_db": "PSNR against the photo, dB", "stlpips_alex": "ST-LPIPS, 0 is equal", "silhouette_iou": "outline, IoU",
+    "sface_front": "same person, front", "sface_plus30": "same person at +30°", "janus_rate": "faces seen from behind",
+}  # fmt: skip
+"""Metrics shown on top, with what they say; all are in the table by their names."""
 
 
 @dataclass
@@ -150,7 +155,9 @@ def _compare(data: ReportData) -> str:
 
 
 def _tiles(metrics: Mapping[str, Any]) -> str:
-    numbers = [(k, v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)][:MAX_TILES]
+    """The numbers people ask for first, then the others, until there are `MAX_TILES`."""
+    first = [*(k for k in HEADLINES if k in metrics), *(k for k in metrics if k not in HEADLINES)]
+    numbers = [(HEADLINES.get(k, k), metrics[k]) for k in first if type(metrics[k]) in (int, float)][:MAX_TILES]
     tiles = "".join(
         f'<div class="tile"><b>{esc(format_value(v))}</b><span class="soft">{esc(k)}</span></div>' for k, v in numbers
     )
