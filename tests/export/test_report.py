@@ -218,6 +218,7 @@ def test_the_video_inside_is_the_video(page, data):
 
 
 def test_the_numbers_on_top_are_those_people_ask_for():
-    tiles = report._tiles({"odd": 1.0, "reasons": {}, "flag": True, "missing": None, "janus_rate": 0.0, "psnr_db": 30.0})
+    metrics = {"odd": 1.0, "reasons": {}, "flag": True, "missing": None, "janus_rate": 0.0, "psnr_db": 30.0}
+    tiles = report._tiles(metrics)
     order = [tiles.index(text) for text in ("PSNR against the photo, dB", "faces seen from behind", "odd")]
     assert order == sorted(order) and "flag" not in tiles and "missing" not in tiles and report._tiles({}) == ""
