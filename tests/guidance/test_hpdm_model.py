@@ -226,6 +226,17 @@ def test_a_copy_is_a_model_of_its_own(trained):
     assert torch.equal(trained.predict(x, t, c, 1.0, 1.0).noise, before)
 
 
+@torch.no_grad()
+def test_half_precision_weights_and_autocast_give_nearly_the_same(trained):
+    c, x, t = conditions(), noise(2, 4, 8, 8), torch.tensor([10, 700])
+    exact = trained.predict(x, t, c, 2.0, 1.5).noise
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = trained.predict(x, t, c, 2.0, 1.5).noise
+    half = copy.deepcopy(trained).bfloat16().predict(x, t, c, 2.0, 1.5).noise
+    for other in (mixed, half):
+        assert float((other.float() - exact).norm() / exact.norm()) < 0.05
+
+
 def test_broken_folders_are_named(fresh, tmp_path):
     with pytest.raises(EnvironmentProblem, match="model_index.json"):
         load_hpdm(tmp_path)

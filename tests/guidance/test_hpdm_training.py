@@ -143,6 +143,19 @@ def test_pairs_share_subject_timestep_and_noise(data):
     assert train.DenoiserStage(tiny(), data, config(w_equivariance=0.0)).draw(generator())[1] == 0
 
 
+def test_a_step_in_mixed_precision_is_finite(data):
+    """What a GPU does: bfloat16 autocast over float32 weights, both branches, pairs, backward."""
+    torch.manual_seed(0)
+    stage = train.DenoiserStage(tiny().train(), data, config(batch=4, pairs=0.5))
+    stage.log_dict = lambda *args, **kwargs: None
+    stage.configure_optimizers()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = stage.training_step(None, 0)
+    loss.backward()
+    gradients = [p.grad for p in stage.parameters() if p.grad is not None]
+    assert bool(loss.isfinite()) and gradients and all(bool(g.isfinite().all()) for g in gradients)
+
+
 def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build_mini", lambda image_size: tiny(image_size=image_size))
     common = ["--data", str(folder), "--val", str(folder), "--out", str(tmp_path)]

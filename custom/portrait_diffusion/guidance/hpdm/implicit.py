@@ -56,7 +56,7 @@ class ResidualMerge(nn.Module):
     def forward(self, x: Tensor, bank: Tensor, gate: Tensor) -> Tensor:
         """Args: x (B, N, C), bank (B, R, L, C), gate (B, R) in [0, 1]. Returns: (B, N, C) to be added to x's branch."""
         b, n, c = x.shape
-        bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER).to(x.dtype)
+        bias = gate.float().clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
         bias = bias[:, None, None, :, None].expand(-1, 1, 1, -1, bank.shape[2]).reshape(b, 1, 1, -1)
         bank = bank.flatten(1, 2)
 
@@ -64,7 +64,7 @@ class ResidualMerge(nn.Module):
             return y.view(b, -1, self.heads, c // self.heads).transpose(1, 2)
 
         q, k, v = heads(self.to_q(x)), heads(self.to_k(bank)), heads(self.to_v(bank))
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(-1, -1, n, -1))
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).expand(-1, -1, n, -1))
         a = a.transpose(1, 2).reshape(b, n, c)
         residual = self.zero(a + self.inner(F.silu(self.norm(a))))
         return residual * gate.amax(dim=1).to(x.dtype)[:, None, None]
