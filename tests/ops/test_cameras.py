@@ -201,3 +201,20 @@ def test_rays_and_projection_are_differentiable_in_camera_parameters():
     assert torch.autograd.gradcheck(
         lambda *p: cam.project_points(p[0], p[1], p[2], 4, 5, p[3]), (points, c2w, fovy, crop)
     )
+
+
+def test_autocast_leaves_geometry_alone():
+    """Half precision would move projected points by pixels."""
+    c2w = cam.orbit_c2w(torch.tensor([20.0, 75.0]), torch.tensor([5.0, -10.0]))
+    points = torch.rand(2, 50, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    projection = cam.get_projection_matrix(torch.tensor([0.2, 0.3]), 1.0)
+
+    def everything():
+        rays = cam.get_rays(c2w, 0.23, 4, 4)
+        return *cam.project_points(points, c2w, 0.23, 512, 512), *rays, cam.get_mvp_matrix(c2w, projection)
+
+    exact = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = everything()
+    for a, b in zip(exact, mixed, strict=True):
+        assert torch.equal(a, b)

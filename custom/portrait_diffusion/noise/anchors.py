@@ -38,7 +38,7 @@ class AnchorRing:
 
 def angles_between(c2w: Tensor, others: Tensor) -> Tensor:
     """(A, B) degrees between the lines of sight of cameras (A, 4, 4) and (B, 4, 4)."""
-    return torch.rad2deg(torch.acos((c2w[:, :3, 2] @ others[:, :3, 2].t()).clamp(-1, 1)))
+    return torch.rad2deg(torch.acos((c2w[:, None, :3, 2] * others[:, :3, 2]).sum(-1).clamp(-1, 1)))
 
 
 class Anchors:

@@ -35,6 +35,11 @@ def _floating(value, like: Tensor | None = None) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product (..., N, K) x (..., K, M) in full precision: `@` is rounded by autocast and by TF32, by pixels."""
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
+
+
 def canonical_fovy(like: Tensor) -> Tensor:
     """(1,) the canonical vertical field of view in radians, with dtype and device of ``like``."""
     return like.new_full((1,), math.radians(CANONICAL_FOVY_DEG))
@@ -199,7 +204,7 @@ def project_points(
     """
     focal, principal = intrinsics(_floating(fovy, c2w), height, width, crop)
     focal, principal = focal.to(c2w), principal.to(c2w)
-    camera = (points - c2w[:, None, :3, 3]) @ c2w[:, :3, :3]  # R^T (p - o), (B,N,3)
+    camera = _product(points - c2w[:, None, :3, 3], c2w[:, :3, :3])  # R^T (p - o), (B,N,3)
     depth = -camera[..., 2]
     image = torch.stack([camera[..., 0], -camera[..., 1]], dim=-1) / depth[..., None]
     return principal[:, None] + focal[:, None, None] * image, depth
@@ -229,9 +234,9 @@ def get_projection_matrix(fovy, aspect_wh: float, near: float = 0.01, far: float
 def get_mvp_matrix(c2w: Tensor, proj_mtx: Tensor) -> Tensor:
     """World to clip space: ``proj @ inverse(c2w)``. Args: (B,4,4) rigid poses, (B,4,4). Returns: (B,4,4)."""
     rotation = c2w[..., :3, :3].transpose(-1, -2)
-    translation = -rotation @ c2w[..., :3, 3:]
+    translation = -_product(rotation, c2w[..., :3, 3:])
     bottom = c2w.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*c2w.shape[:-2], 1, 4)
-    return proj_mtx @ torch.cat([torch.cat([rotation, translation], dim=-1), bottom], dim=-2)
+    return _product(proj_mtx, torch.cat([torch.cat([rotation, translation], dim=-1), bottom], dim=-2))
 
 
 def validation_azimuths_deg(n_views: int) -> Tensor:
