@@ -23,7 +23,7 @@ from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_o
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
 from portrait_diffusion.multiview import MultiViewData, load_shards, read_manifest  # noqa: E402
-from portrait_diffusion.priors.assess import BINS  # noqa: E402
+from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 RESAMPLES = 2000
@@ -43,8 +43,7 @@ def measure(model, data: MultiViewData, perceptual, steps: int, batch: int = 32,
     """{(kind, bin): {metric: (N,) mean over the bin's views of each subject}}."""
     found: dict = {}
     for view in range(1, data.rgba.shape[1]):
-        azimuth = abs((float(data.azimuth[0, view]) + 180) % 360 - 180)
-        name = next(k for k, (low, high) in BINS.items() if low <= azimuth < high)
+        name = bin_of(float(data.azimuth[0, view]))
         for kind in kinds:
             columns: dict = {"psnr": [], "stlpips": []}
             for subjects in torch.arange(len(data), device=data.device).split(batch):

@@ -47,6 +47,10 @@ class MultiViewData:
         """(..., S, S) float32 distance along the unit ray, scene units, of the indexed views."""
         return self.depth[subject, view].float() / DEPTH_SCALE
 
+    def to(self, device: torch.device) -> "MultiViewData":
+        """The same on a device."""
+        return MultiViewData(**{name: v if v is None else v.to(device) for name, v in vars(self).items()})
+
     def __len__(self) -> int:
         return self.rgba.shape[0]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import EnvironmentProblem, UsageError
 from ..host import BaseObject, C, find, register
 from ..noise.samplers import NoiseRequest
-from ..ops.cameras import canonical_fovy, orbit_c2w
+from ..ops.cameras import CANONICAL_DISTANCE, canonical_fovy, orbit_c2w
 from ..optional import require
 from .distillation import LOSSES, WEIGHTINGS, ddim_inversion, distillation_gradient, distillation_loss, weighting
 
@@ -114,8 +114,7 @@ class HPDMGuidance(BaseObject):
             return
         from .hpdm.views import KnownViews
 
-        moved = {k: v if v is None else v.to(self.device, torch.float32) for k, v in vars(views).items()}
-        self._known = KnownViews(self._model, type(views)(**moved), self.cfg.gate_floor)
+        self._known = KnownViews(self._model, views.to(self.device, torch.float32), self.cfg.gate_floor)
 
     def __call__(
         self, rgb: Tensor, prompt_utils: Any = None, elevation: Tensor | None = None, azimuth: Tensor | None = None,
@@ -140,7 +139,7 @@ class HPDMGuidance(BaseObject):
         if c2w is None:
             if elevation is None or azimuth is None:
                 raise UsageError("The HPDM guidance needs c2w, or elevation and azimuth, of every view.")
-            distance = 2.7 if camera_distances is None else camera_distances
+            distance = CANONICAL_DISTANCE if camera_distances is None else camera_distances
             c2w = orbit_c2w(azimuth, elevation, distance)
         c2w = c2w.to(self.device, torch.float32)
         fovy = canonical_fovy(c2w).expand(len(c2w)) if fovy is None else fovy.to(c2w)
@@ -172,7 +171,7 @@ class HPDMGuidance(BaseObject):
     def _encode(self, rgb: Tensor) -> Tensor:
         """Latents (B, C, h, w) of renders (B, H, W, 3), resized to the model's pictures; differentiable."""
         picture = rgb.permute(0, 3, 1, 2)
-        size = self._model.unet.config.sample_size * self._model.factor
+        size = self._model.image_size
         if picture.shape[-2:] != (size, size):
             picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return self._model.encode(picture).float()
@@ -182,7 +181,7 @@ class HPDMGuidance(BaseObject):
         from .hpdm.conditions import Conditions
         from .hpdm.views import Target
 
-        size = self._model.unet.config.sample_size * self._model.factor
+        size = self._model.image_size
 
         def sized(x: Tensor | None) -> Tensor | None:
             if x is None:

@@ -21,6 +21,12 @@ SAMPLES = 48
 """Samples a ray in each of the two passes of the evaluation."""
 
 
+def bin_of(azimuth_deg: float) -> str:
+    """The name in `BINS` of an azimuth, any period."""
+    angle = abs((azimuth_deg + 180) % 360 - 180)
+    return next(name for name, (low, high) in BINS.items() if low <= angle < high)
+
+
 def encode_first_view(encoder: Encoder, data: MultiViewData, rows: slice) -> tuple:
     """W+ and features of subjects from their view 0 alone."""
     image = premultiplied_images(data.rgba[rows, 0])
@@ -76,8 +82,7 @@ def evaluate(
             psnr = -10 * torch.log10(mse.clamp(min=1e-10))
             columns = [psnr] if perceptual is None else [psnr, perceptual(fake, real).float()]
             for i in range(len(images)):
-                angle = abs(float((data.azimuth[start + i, view] + 180) % 360 - 180))
-                name = "front" if view == 0 else next(k for k, (low, high) in BINS.items() if low <= angle < high)
+                name = "front" if view == 0 else bin_of(float(data.azimuth[start + i, view]))
                 scores.setdefault(name, []).append([float(column[i]) for column in columns])
     result = {}
     for name, values in scores.items():

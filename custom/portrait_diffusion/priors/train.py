@@ -72,12 +72,16 @@ class TrainConfig:
     seed: int = 0
 
 
+def cosine_tail(share: float, decay_from: float) -> float:
+    """1 up to the share `decay_from` of a budget, then a cosine to 0.05 at its end."""
+    tail = max(0.0, (share - decay_from) / max(1e-6, 1 - decay_from))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail)))
+
+
 def schedule(share: float, config: TrainConfig) -> tuple:
     """(learning-rate factor, adversarial factor) after a share in [0, 1] of the budget."""
-    tail = max(0.0, (share - config.decay_from) / max(1e-6, 1 - config.decay_from))
-    lr = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail)))
     adversarial = min(1.0, max(0.0, (share - config.adversarial_from) / 0.15))
-    return lr, adversarial
+    return cosine_tail(share, config.decay_from), adversarial
 
 
 class Trainer:

@@ -16,7 +16,7 @@ from ...errors import EnvironmentProblem, UsageError
 from ...optional import require
 from .conditions import References
 from .implicit import NEVER, self_attentions
-from .model import HPDM
+from .model import HPDM, behind_zeros
 
 LAYOUTS = ("tile", "inpaint")
 
@@ -135,8 +135,8 @@ class AssembledHPDM(HPDM):
         if explicit is not None and len(self.controls) and plain < len(sample):
             down, mid = self._control(sample[plain:], timesteps[plain:], tokens[plain:], explicit)
             residuals = {
-                "down_block_additional_residuals": [torch.cat([x.new_zeros(plain, *x.shape[1:]), x]) for x in down],
-                "mid_block_additional_residual": torch.cat([mid.new_zeros(plain, *mid.shape[1:]), mid]),
+                "down_block_additional_residuals": [behind_zeros(x, plain) for x in down],
+                "mid_block_additional_residual": behind_zeros(mid, plain),
             }
         if bank is None or self.attention is None or plain == len(sample):
             return self.unet(sample, timesteps, tokens, **residuals).sample
@@ -168,11 +168,9 @@ class AssembledHPDM(HPDM):
             self.unet(noised, steps, bank["tokens"].flatten(0, 1).to(noised))
         finally:
             self.attention.mode = None
-
-        def padded(x: Tensor) -> Tensor:
-            return torch.cat([x.new_zeros(plain, *x.shape[1:]), x])
-
-        self.attention.bank = {n: padded(x.unflatten(0, (b, r)).flatten(1, 2)) for n, x in self.attention.bank.items()}
+        self.attention.bank = {
+            name: behind_zeros(x.unflatten(0, (b, r)).flatten(1, 2), plain) for name, x in self.attention.bank.items()
+        }
         bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
         self.attention.bias = torch.cat([bias.new_full((plain, r), NEVER), bias])
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ...evaluation.image import psnr
 from ...multiview import MultiViewData
-from ...priors.assess import BINS, save_sheet
+from ...priors.assess import bin_of, save_sheet
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import Conditions, References
 from .model import HPDM
@@ -46,8 +46,7 @@ def scores(
     for view in range(0 if autoencoder_only else 1, data.rgba.shape[1]):
         for subjects in torch.arange(len(data), device=data.device).split(batch):
             truth = held_out(data, subjects, view)
-            azimuth = ((data.azimuth[subjects, view] + 180) % 360 - 180).abs().tolist()
-            bins = [next(k for k, (low, high) in BINS.items() if low <= a < high) for a in azimuth]
+            bins = [bin_of(azimuth) for azimuth in data.azimuth[subjects, view].tolist()]
             for kind in ("autoencoder",) if autoencoder_only else kinds:
                 if autoencoder_only:
                     made = model.decode(model.encode(truth.target)).float().clamp(0, 1)

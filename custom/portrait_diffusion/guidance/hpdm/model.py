@@ -61,6 +61,11 @@ class HPDM(nn.Module):
             return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that the denoiser was made for."""
+        return self.unet.config.sample_size * self.factor
+
     # ---- pictures and latents ------------------------------------------------------------------------------------
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1]; the mean of a variational autoencoder's."""
@@ -120,7 +125,7 @@ class HPDM(nn.Module):
         finally:
             self.implicit.set(None)
         if plain:
-            down, mid = [_behind_zeros(x, plain) for x in down], _behind_zeros(mid, plain)
+            down, mid = [behind_zeros(x, plain) for x in down], behind_zeros(mid, plain)
         return self.unet(
             sample, timesteps, tokens, down_block_additional_residuals=list(down), mid_block_additional_residual=mid
         ).sample
@@ -198,7 +203,8 @@ def guidance_factors(explicit_scale: float, implicit_scale: float, explicit: boo
     return {"none": 1.0 - s1, "explicit": s1 - s2, "both": s2}
 
 
-def _behind_zeros(x: Tensor, rows: int) -> Tensor:
+def behind_zeros(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) behind so many rows of zeros."""
     return torch.cat([x.new_zeros(rows, *x.shape[1:]), x])
 
 

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import math
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -31,7 +30,7 @@ from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
 from ...priors.augment import colour_jitter
 from ...priors.patches import over_white, premultiplied_images
-from ...priors.train import default_device
+from ...priors.train import cosine_tail, default_device
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
 from .model import HPDM, build_mini
@@ -78,8 +77,7 @@ class HPDMTrainConfig:
 
 def learning_rate_factor(share: float, step: int, config: HPDMTrainConfig) -> float:
     """Warm-up by steps, then 1, then a cosine to 0.05 over the rest of the budget."""
-    tail = max(0.0, (share - config.decay_from) / max(1e-6, 1 - config.decay_from))
-    return min(1.0, (step + 1) / config.warmup_steps) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
+    return min(1.0, (step + 1) / config.warmup_steps) * cosine_tail(share, config.decay_from)
 
 
 class Unshared:
@@ -110,8 +108,7 @@ class Stage(pl.LightningModule):
         """The data set on this rank's device."""
         held = self.held
         if held.data.device != self.device:
-            moved = {k: v if v is None else v.to(self.device) for k, v in vars(held.data).items()}
-            held.data = MultiViewData(**moved)
+            held.data = held.data.to(self.device)
         return held.data
 
     def generator(self) -> torch.Generator:

@@ -29,6 +29,10 @@ class Views:
     fovy: Tensor
     crop: Tensor | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Views":
+        """The same on a device, with another precision."""
+        return Views(**{name: v if v is None else v.to(device, dtype) for name, v in vars(self).items()})
+
     def __len__(self) -> int:
         return len(self.rgb)
 
