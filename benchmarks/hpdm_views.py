@@ -2,59 +2,175 @@
 
     python benchmarks/hpdm_views.py --model outputs/hpdm/hpdm --data TEST_DATA --out benchmarks/results/hpdm_views.json
 
-Each view of each subject is made from its front view alone (`guidance.hpdm.assess.held_out`), with true geometry. The
-intervals are percentile bootstraps over subjects, the unit that was drawn at random; pairs of kinds share resamples.
+Each view of each subject is made from its front view alone (`guidance.hpdm.assess.held_out`), with true geometry or
+with the bundled prior's answer to the front view. The intervals are percentile bootstraps over subjects, the unit that
+was drawn at random; pairs of kinds share resamples. With `--pictures` what was made is kept, and used again if nothing
+that made it has changed, so that one machine can make the pictures and another one score them.
 """
 import argparse
+import hashlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
+from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
+from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
 from portrait_diffusion.evaluation.stlpips import STLPIPS  # noqa: E402
-from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.files import atomic_path, write_text  # noqa: E402
+from portrait_diffusion.geometry.triplane import TriplaneGeometry  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
-from portrait_diffusion.multiview import MultiViewData, load_shards, read_manifest  # noqa: E402
-from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
+from portrait_diffusion.multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest  # noqa: E402
+from portrait_diffusion.priors.assess import BINS, bin_of, planes_of  # noqa: E402
+from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
+from portrait_diffusion.renderer.volume import PortraitVolumeRenderer  # noqa: E402
+from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
 
 RESAMPLES = 2000
+FACE_DEG = 60.0
+"""Azimuth up to which identities are compared."""
 
 
-def interval(values: torch.Tensor, seed: int = 0) -> list[float]:
-    """95 % percentile bootstrap of the mean of values (N,) over N subjects: [low, mean, high]."""
+def interval(values: torch.Tensor, seed: int = 0) -> list[float] | None:
+    """95 % percentile bootstrap of the mean of values (N,) over N subjects: [low, mean, high].
+
+    NaN, a missing value, is left out; None when all are missing.
+    """
+    values = values[~values.isnan()].double()
+    if len(values) == 0:
+        return None
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = values.double()[picks].mean(dim=1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return [round(x, 5) for x in (low, float(values.double().mean()), high)]
+    low, high = values[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return [round(x, 5) for x in (low, float(values.mean()), high)]
 
 
 @torch.no_grad()
-def measure(model, data: MultiViewData, perceptual, steps: int, batch: int = 32, kinds: tuple = KINDS) -> dict:
-    """{(kind, bin): {metric: (N,) mean over the bin's views of each subject}}."""
+def prior_geometry(data: MultiViewData, prior: BundledPrior) -> MultiViewData:
+    """The data with depth, normals and, but for view 0, opacity of the prior's answer to view 0, in one pass."""
+    rgba, depth, normal = data.rgba.clone(), torch.zeros_like(data.depth), torch.zeros_like(data.normal)
+    size = data.size
+    for i in range(len(data)):
+        planes, _ = planes_of(prior.generator, prior.encoder, data, slice(i, i + 1))
+        geometry = TriplaneGeometry({
+            "radius": prior.radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
+            "hidden": prior.decoder.hidden_weight.shape[0], "frontal_layers": sum(g.shape[3] for g in planes[1:]),
+        }).to(data.device)  # fmt: skip
+        geometry.set_planes(planes)
+        geometry.set_decoder(prior.decoder)
+        renderer = PortraitVolumeRenderer({}, geometry=geometry, material=None, background=None).eval()
+        for v in range(rgba.shape[1]):
+            out = renderer.render(data.c2w[i, v : v + 1], data.fovy[i, v : v + 1], size, size)
+            opacity = out["opacity"][0]
+            solid = opacity > 0.5
+            normals = torch.nn.functional.normalize(2 * out["comp_normal"][0] / opacity.clamp(min=1e-6) - 1, dim=-1)
+            depth[i, v] = (out["depth"][0] * solid * DEPTH_SCALE).round().to(torch.int16)[..., 0]
+            normal[i, v] = (normals * solid * 127).round().to(torch.int8)
+            if v > 0:
+                rgba[i, v, ..., 3:] = (opacity * 255).round().to(torch.uint8)
+    return replace(data, rgba=rgba, depth=depth, normal=normal)
+
+
+@torch.no_grad()
+def make_pictures(model, data: MultiViewData, shape: MultiViewData, steps: int, batch: int = 32) -> dict:
+    """{kind: (N, V - 1, 3, S, S) uint8}: views 1... of each subject from its view 0, conditions by `shape`."""
+    made: dict = {kind: [] for kind in KINDS}
+    for view in range(1, data.rgba.shape[1]):
+        for kind in KINDS:
+            parts = []
+            for subjects in torch.arange(len(data), device=data.device).split(batch):
+                told = held_out(shape, subjects, view)
+                generator = torch.Generator(device=data.device).manual_seed(1000 * view + int(subjects[0]))
+                parts.append(sample(model, conditions_of(model, told, kind), steps, generator=generator))
+            made[kind].append((torch.cat(parts) * 255).round().to(torch.uint8).cpu())
+    return {kind: torch.stack(views, dim=1) for kind, views in made.items()}
+
+
+def kept_pictures(path: Path | None, key: str, make) -> dict:
+    """Pictures of a file if it was made by the same settings, else made now and written there."""
+    if path is not None and path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                raise UsageError(f"{path} was made from another model, data or steps; delete it or name another file.")
+            return {kind: torch.from_numpy(file[kind]) for kind in KINDS}
+    pictures = make()
+    if path is not None:
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, key=np.array(key), **{kind: x.numpy() for kind, x in pictures.items()})
+    return pictures
+
+
+def hair_masks(folder: Path, count: int) -> torch.Tensor | None:
+    """(N, V, 1, S, S) 1 on hair, from the shards' labels; None where they have none."""
+    masks = []
+    for path in sorted(folder.glob("*_[0-9]*.npz")):
+        with np.load(path, allow_pickle=False) as shard:
+            if "label" not in shard:
+                return None
+            masks.append(torch.from_numpy(shard["label"] == LABELS["hair"]))
+    return torch.cat(masks)[:count, :, None].float()
+
+
+@torch.no_grad()
+def measure(pictures: dict, data: MultiViewData, perceptual, hair: torch.Tensor | None, batch: int = 32) -> dict:
+    """{(kind, bin): {metric: (N,) mean over the bin's views of each subject}}; hair over views with hair in the bin."""
     found: dict = {}
     for view in range(1, data.rgba.shape[1]):
         name = bin_of(float(data.azimuth[0, view]))
-        for kind in kinds:
-            columns: dict = {"psnr": [], "stlpips": []}
+        for kind in KINDS:
+            columns: dict = {}
             for subjects in torch.arange(len(data), device=data.device).split(batch):
-                truth = held_out(data, subjects, view)
-                generator = torch.Generator(device=data.device).manual_seed(1000 * view + int(subjects[0]))
-                made = sample(model, conditions_of(model, truth, kind), steps, generator=generator)
-                columns["psnr"].append(psnr(made, truth.target).cpu())
-                columns["stlpips"].append(perceptual(made, truth.target).float().cpu())
+                rows = subjects.cpu()
+                truth, made = true_pictures(data, subjects, view), pictures[kind][rows, view - 1].to(data.device) / 255
+                columns.setdefault("psnr", []).append(psnr(made, truth).cpu())
+                columns.setdefault("stlpips", []).append(perceptual(made, truth).float().cpu())
+                if hair is not None:
+                    mask = hair[rows, view].to(data.device)
+                    value = perceptual(made, truth, mask).float().cpu()
+                    seen = hair[rows, view].mean(dim=(1, 2, 3)) > 0.01
+                    columns.setdefault("stlpips_hair", []).append(torch.where(seen, value, torch.nan))
             for metric, parts in columns.items():
                 found.setdefault((kind, name), {}).setdefault(metric, []).append(torch.cat(parts))
-    return {key: {m: torch.stack(v).mean(dim=0) for m, v in values.items()} for key, values in found.items()}
+    return {key: {m: torch.stack(v).nanmean(dim=0) for m, v in values.items()} for key, values in found.items()}
+
+
+def true_pictures(data: MultiViewData, subjects: torch.Tensor, view: int) -> torch.Tensor:
+    """(B, 3, S, S) the true view over white."""
+    rgba = data.rgba[subjects, view].float() / 255
+    return (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
+
+
+def identities(pictures: dict, data: MultiViewData) -> dict:
+    """SFace cosine of made and true views within `FACE_DEG`: {kind: {sface: (N,), found: share of true faces}}."""
+    views = [v for v in range(1, data.rgba.shape[1]) if abs(float(data.azimuth[0, v])) <= FACE_DEG]
+    cosines: dict = {kind: torch.full((len(data), len(views)), torch.nan) for kind in KINDS}
+    seen = torch.zeros(len(data), len(views))
+    for i in range(len(data)):
+        for k, view in enumerate(views):
+            truth = sface_embedding(true_pictures(data, torch.tensor([i], device=data.device), view)[0]
+                                    .permute(1, 2, 0).cpu())  # fmt: skip
+            if truth is None:
+                continue
+            seen[i, k] = 1
+            for kind in KINDS:
+                made = sface_embedding(pictures[kind][i, view - 1].permute(1, 2, 0).contiguous().numpy())
+                if made is not None:
+                    cosines[kind][i, k] = float(truth @ made)
+    return {
+        kind: {"sface": c.nanmean(dim=1), "found": float((~c.isnan()).sum() / seen.sum()) if seen.any() else None}
+        for kind, c in cosines.items()
+    }
 
 
 def summary(found: dict) -> dict:
@@ -75,20 +191,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="HPDM folder")
     parser.add_argument("--data", type=Path, required=True, help="held-out subjects, --sampling evaluation")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--geometry", choices=("true", "prior"), default="true", help="prior: of its answer to view 0")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--limit", type=int, help="use only so many subjects")
+    parser.add_argument("--pictures", type=Path, help="npz file of what was made: written, or used if it is there")
+    parser.add_argument("--no-sface", action="store_true", help="leave identities out")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     args = parser.parse_args(argv)
     device = default_device()
     model, data = load_hpdm(args.model).to(device), load_shards(args.data, device, args.limit)
-    start = time.monotonic()
-    found = measure(model, data, STLPIPS("alex", weights=args.perceptual_weights).to(device), args.steps)
     spec = next(iter(read_manifest(args.data).values()), {}).get("spec", {})
+    weights = b"".join(path.read_bytes() for path in sorted(args.model.rglob("*.safetensors")))
+    made_by = {
+        "model": hashlib.sha256(weights).hexdigest(), "geometry": args.geometry, "steps": args.steps,
+        "subjects": len(data), "spec": spec,
+    }  # fmt: skip
+    start = time.monotonic()
+
+    def make() -> dict:
+        shape = prior_geometry(data, BundledPrior().to(device)) if args.geometry == "prior" else data
+        return make_pictures(model, data, shape, args.steps)
+
+    pictures = kept_pictures(args.pictures, json.dumps(made_by, sort_keys=True), make)
+    perceptual = STLPIPS("alex", weights=args.perceptual_weights).to(device)
+    table = summary(measure(pictures, data, perceptual, hair_masks(args.data, len(data))))
+    if not args.no_sface:
+        try:
+            for kind, values in identities(pictures, data).items():
+                table[f"{kind} within {FACE_DEG:.0f}"] = {"sface": interval(values["sface"]), "found": values["found"]}
+        except EnvironmentProblem as problem:
+            table["sface missing"] = str(problem)
     result = {
-        "what": "views from the front view alone, true geometry; [2.5 %, mean, 97.5 %] over subjects",
+        "what": "views from the front view alone; [2.5 %, mean, 97.5 %] over subjects", "geometry": args.geometry,
         "subjects": len(data), "split": spec.get("split"), "seed": spec.get("seed"), "steps": args.steps,
-        "seconds": round(time.monotonic() - start, 1), "device": str(device), "torch": torch.__version__,
-        **summary(found),
+        "seconds": round(time.monotonic() - start, 1), "device": str(device), "torch": torch.__version__, **table,
     }  # fmt: skip
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

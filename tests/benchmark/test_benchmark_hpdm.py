@@ -1,11 +1,13 @@
 """HPDM's benchmarks: intervals, what is compared, and that each command runs on a tiny model."""
 import json
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 from balls import add_normals, write_shards  # noqa: E402
+from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.multiview import load_shards  # noqa: E402
@@ -20,7 +22,7 @@ equivariance, guidance_speed, hpdm_views = (
 class Distance(torch.nn.Module):
     """In the place of ST-LPIPS."""
 
-    def forward(self, a, b):
+    def forward(self, a, b, mask=None):
         return (a - b).abs().mean(dim=(1, 2, 3))
 
 
@@ -41,7 +43,8 @@ def test_intervals_cover_as_often_as_they_say():
         held += low <= 0 <= high
         assert low <= mean <= high
     assert held >= 84
-    assert hpdm_views.interval(torch.full((5,), 0.3)) == [0.3, 0.3, 0.3]
+    assert hpdm_views.interval(torch.tensor([0.3, 0.3, torch.nan])) == [0.3, 0.3, 0.3]
+    assert hpdm_views.interval(torch.full((3,), torch.nan)) is None
 
 
 def test_the_gain_is_over_side_and_back_views_and_relative():
@@ -56,10 +59,65 @@ def test_the_gain_is_over_side_and_back_views_and_relative():
 def test_views_are_measured_by_command(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(hpdm_views, "STLPIPS", lambda *args, **kwargs: Distance())
     model, data = folders
-    out = tmp_path / "views.json"
-    assert hpdm_views.main(["--model", str(model), "--data", str(data), "--out", str(out), "--steps", "1"]) == 0
+    out, kept = tmp_path / "views.json", tmp_path / "pictures.npz"
+    command = ["--model", str(model), "--data", str(data), "--out", str(out), "--steps", "1", "--pictures", str(kept)]
+    assert hpdm_views.main(command) == 0
     result = json.loads(out.read_text())
-    assert {f"{kind} back" for kind in ("none", "explicit", "implicit", "hybrid")} <= set(result)
+    kinds = ("none", "explicit", "implicit", "hybrid")
+    assert {f"{kind} back" for kind in kinds} <= set(result)
+    assert result["none within 60"]["sface"] is None  # no faces are made: missing, not zero
+
+    monkeypatch.setattr(hpdm_views, "make_pictures", lambda *args: pytest.fail("they were kept"))
+    assert hpdm_views.main([*command, "--no-sface"]) == 0
+    again = json.loads(out.read_text())
+    assert again["hybrid back"] == result["hybrid back"] and "none within 60" not in again
+    with pytest.raises(UsageError, match="pictures.npz was made from another model, data or steps"):
+        hpdm_views.main([*command, "--limit", "1"])
+
+
+def test_hair_is_measured_where_there_is_hair(folders, tmp_path):
+    """Only pixels that the labels call hair count, and subjects without hair in a view are missing there."""
+    data = load_shards(folders[1], "cpu")
+    for path in folders[1].glob("*.npz"):
+        with np.load(path) as shard:
+            arrays = dict(shard)
+        assert hpdm_views.hair_masks(folders[1], 2) is None
+        arrays["label"] = np.zeros(arrays["depth"].shape, np.uint8)
+        arrays["label"][0, :, :8] = 2
+        np.savez(tmp_path / path.name, **arrays)
+    hair = hpdm_views.hair_masks(tmp_path, 2)
+    assert hair.shape == (2, 4, 1, 32, 32) and hair[0, :, :, :8].all() and not hair[0, :, :, 8:].any()
+
+    class Masked(torch.nn.Module):
+        def forward(self, a, b, mask=None):
+            weight = torch.ones_like(a[:, :1]) if mask is None else mask
+            return ((a - b).abs() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6) / 3
+
+    rows = torch.arange(2)
+    truth = torch.stack([hpdm_views.true_pictures(data, rows, view) for view in (1, 2, 3)], dim=1)
+    wrong = (truth * 255).round().to(torch.uint8)
+    wrong[:, :, :, 8:] = 255 - wrong[:, :, :, 8:]  # outside the hair
+    found = hpdm_views.measure(dict.fromkeys(("none", "explicit", "implicit", "hybrid"), wrong), data, Masked(), hair)
+    for values in found.values():
+        assert values["stlpips_hair"][0] < 0.005 and values["stlpips_hair"][1].isnan()
+        assert (values["stlpips"] > 0.1).all()
+
+
+def test_the_priors_geometry_replaces_what_only_the_truth_knows(folders):
+    """View 0 keeps its picture and matte, colours stay; depth, normals and other mattes come from the prior."""
+    from portrait_diffusion.priors.bundled import BundledPrior
+
+    data = load_shards(add_normals(write_shards(folders[1].parent / "one", subjects=1, size=128)), "cpu")
+    keep = torch.tensor([0, 3])
+    data = type(data)(**{k: v[:1, keep] for k, v in vars(data).items()})
+    shape = hpdm_views.prior_geometry(data, BundledPrior())
+    assert torch.equal(shape.rgba[:, 0], data.rgba[:, 0]) and torch.equal(shape.rgba[..., :3], data.rgba[..., :3])
+    assert not torch.equal(shape.rgba[:, 1, ..., 3], data.rgba[:, 1, ..., 3])
+    solid = shape.depth > 0
+    distance = shape.distance(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    assert 0.02 < solid.float().mean() < 0.9 and ((distance[solid[0]] - 2.7).abs() < 0.5).all()
+    length = shape.normal.float().norm(dim=-1)
+    assert (length[solid] - 127).abs().max() < 2 and (length[~solid] == 0).all()
 
 
 def test_equal_noise_and_equal_views_agree(folders, tmp_path):

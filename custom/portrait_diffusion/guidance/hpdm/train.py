@@ -313,8 +313,8 @@ def run_stage(
     cuda = torch.cuda.is_available() and accelerator != "cpu"
     trainer = pl.Trainer(
         accelerator=accelerator, devices=devices, max_epochs=-1, precision="bf16-mixed" if cuda else "32-true",
-        gradient_clip_val=1.0, log_every_n_steps=50, use_distributed_sampler=False, enable_checkpointing=False,
-        logger=_logger(out),
+        gradient_clip_val=1.0, benchmark=cuda, log_every_n_steps=50, use_distributed_sampler=False,
+        enable_checkpointing=False, logger=_logger(out),
         callbacks=[MovingAverage(stage.config.ema_decay), Checkpoints(last, seconds)],
         strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
         enable_progress_bar=progress, enable_model_summary=False,
@@ -325,8 +325,9 @@ def run_stage(
         for name, parameter in stage.model.named_parameters():
             if not parameter.requires_grad:
                 parameter.copy_(fixed[name])
-    log.info("%s: step %d, %.0f of %.0f s", type(stage).__name__, stage.global_step, stage.seconds,
-             stage.config.total_seconds)  # fmt: skip
+    losses = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
+    log.info("%s: step %d, %.0f of %.0f s; last losses %s", type(stage).__name__, stage.global_step, stage.seconds,
+             stage.config.total_seconds, losses)  # fmt: skip
     return stage
 
 
