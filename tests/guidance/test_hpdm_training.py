@@ -121,10 +121,12 @@ def test_stages_change_their_own_parts_and_resume_as_if_never_stopped(data, tmp_
 
 
 def test_the_average_follows_quickly_at_first_and_slowly_later():
-    average = train.MovingAverage(0.9)._kwargs["avg_fn"]
-    old, new = torch.zeros(2), torch.ones(2)
-    torch.testing.assert_close(average(old, new, torch.tensor(0)), torch.full((2,), 0.9))
-    torch.testing.assert_close(average(old, new, torch.tensor(1000)), torch.full((2,), 0.1))
+    callback = train.MovingAverage(0.9)
+    for step, expected in ((0, 0.9), (1000, 0.1)):
+        old, new = [torch.zeros(2)], [torch.ones(2)]
+        assert callback.should_update(step_idx=step) and not callback.should_update(epoch_idx=1)
+        callback._kwargs["multi_avg_fn"](old, new, torch.tensor(step))
+        torch.testing.assert_close(old[0], torch.full((2,), expected))
 
 
 def test_pairs_share_subject_timestep_and_noise(data):

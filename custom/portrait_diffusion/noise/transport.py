@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.projection import cells_of, visible
+from ..ops.projection import cells_of, places, visible
 
 SAME_SURFACE = 0.03
 """Depths within this of a latent pixel's nearest one are averaged, those behind are another surface; scene units."""
@@ -66,10 +66,10 @@ def transport(
     b, c, h, w = noise.shape
     cells = cells_of(depth[:, None], c2w[:, None], fovy[:, None], target_c2w, target_fovy, h, w, k)
     owned = visible(cells, h * w, target_depth)
-    index = cells.pixel.clamp(min=0)
-    count = noise.new_zeros(b, h * w).scatter_add(1, index, owned.to(noise))
+    index = places(cells.pixel, h * w)
+    count = noise.new_zeros(b, 2 * h * w).scatter_add(1, index, owned.to(noise))[:, : h * w]
     values = subdivide(noise, k, generator).flatten(2) * owned[:, None]
-    total = noise.new_zeros(b, c, h * w).scatter_add(2, index[:, None].expand(-1, c, -1), values)
+    total = noise.new_zeros(b, c, 2 * h * w).scatter_add(2, index[:, None].expand(-1, c, -1), values)[:, :, : h * w]
     if fresh is None:
         fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
     carried = (count >= min_share * k * k).view(b, 1, h, w)

@@ -122,6 +122,17 @@ def _ray_step(rays_d: Tensor, axis: int) -> Tensor:
     return torch.cat([step, step.narrow(axis, step.shape[axis] - 1, 1)], dim=axis)
 
 
+def places(pixel: Tensor, pixels: int) -> Tensor:
+    """Where cells are added up, in [0, 2 pixels): their target pixel; those in none are spread over the second half.
+
+    A GPU adds to one place one value after the other: all that is not in the picture in one place cost 400 ms a step.
+
+    Args: pixel (B, M) of `Cells`. Returns: (B, M).
+    """
+    spread = pixels + torch.arange(pixel.shape[1], device=pixel.device) % pixels
+    return torch.where(pixel >= 0, pixel, spread)
+
+
 def visible(cells: Cells, pixels: int, target_depth: Tensor | None = None) -> Tensor:
     """Which cells the target sees: the nearest surface in each pixel, with a tolerance that follows its slope.
 
@@ -133,13 +144,13 @@ def visible(cells: Cells, pixels: int, target_depth: Tensor | None = None) -> Te
     Returns: (B, M) bool.
     """
     inside = cells.pixel >= 0
-    index = cells.pixel.clamp(min=0)
     tolerance = TOLERANCE + cells.slope
     if target_depth is not None:
-        known = target_depth.flatten(1).gather(1, index)
+        known = target_depth.flatten(1).gather(1, cells.pixel.clamp(min=0))
         return inside & (known > 0) & ((cells.distance - known).abs() <= tolerance)
     far = torch.where(inside, cells.distance, torch.inf)
-    nearest = far.new_full((len(far), pixels), torch.inf).scatter_reduce(1, index, far, "amin")
+    index = places(cells.pixel, pixels)
+    nearest = far.new_full((len(far), 2 * pixels), torch.inf).scatter_reduce(1, index, far, "amin")
     return inside & (cells.distance <= nearest.gather(1, index) + tolerance)
 
 
@@ -170,17 +181,19 @@ def forward_project(
     if depth.shape != (b, n, h, w):
         raise ValueError(f"depth must be {(b, n, h, w)}, as values {tuple(values.shape)} say; got {tuple(depth.shape)}")
     cells = cells_of(depth, c2w, fovy, target_c2w, target_fovy, height, width, subdivide, crop, target_crop)
-    seen = visible(cells, height * width, target_depth)
-    index = cells.pixel.clamp(min=0)
+    pixels = height * width
+    seen = visible(cells, pixels, target_depth)
+    index = places(cells.pixel, pixels)
     share = cells.facing.square() * seen
     if weights is not None:
         believed = weights.detach().reshape(b, -1)[:, cells.source]
         share, seen = share * believed, seen & (believed > 0)
     flat = values.transpose(1, 2).reshape(b, c, n * h * w)
-    total = share.new_zeros(b, height * width).scatter_add(1, index, share)
-    count = share.new_zeros(b, height * width).scatter_add(1, index, seen.to(share))
+    total = share.new_zeros(b, 2 * pixels).scatter_add(1, index, share)[:, :pixels]
+    count = share.new_zeros(b, 2 * pixels).scatter_add(1, index, seen.to(share))[:, :pixels]
     contributions = flat[:, :, cells.source] * share.to(flat)[:, None]
-    summed = flat.new_zeros(b, c, height * width).scatter_add(2, index[:, None].expand(-1, c, -1), contributions)
+    summed = flat.new_zeros(b, c, 2 * pixels).scatter_add(2, index[:, None].expand(-1, c, -1), contributions)
+    summed = summed[:, :, :pixels]
     valid = (count >= min_coverage * subdivide**2) & (total > 0)
     projected = torch.where(valid[:, None], summed / total.clamp(min=1e-12).to(flat)[:, None], 0)
     return projected.view(b, c, height, width), valid.to(flat).view(b, 1, height, width)

@@ -253,14 +253,24 @@ class MovingAverage(WeightAveraging):
     """Exponential moving average of the weights after every step, quick at first: decay min(d, (1 + n) / (10 + n))."""
 
     def __init__(self, decay: float):
-        def average(old: Tensor, new: Tensor, count: Tensor) -> Tensor:
-            d = torch.clamp((1 + count) / (10 + count), max=decay).to(old)
-            return d * old + (1 - d) * new
+        self._step = 0
 
-        super().__init__(use_buffers=False, avg_fn=average)
+        @torch.no_grad()
+        def average(old: list[Tensor], new: list[Tensor], count: Tensor) -> None:
+            d = min(decay, (1 + self._step) / (10 + self._step))
+            torch._foreach_lerp_(old, new, 1 - d)
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        """The average lives where the model will be; now the model still is on the CPU."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step."""
+        if step_idx is not None:
+            self._step = step_idx
         return step_idx is not None
 
 
