@@ -42,7 +42,9 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "custom"},
     packages=find_packages("custom"),
-    package_data={"portrait_diffusion": ["configs/*.yaml", "weights/*.safetensors", "weights/*.json", "weights/*.md"]},
+    package_data={
+        "portrait_diffusion": ["configs/*.yaml"] + [f"weights/**/*.{end}" for end in ("safetensors", "json", "md")]
+    },
     include_package_data=False,
     install_requires=sorted({*CORE, *(need for group in PARTS.values() for need in group)}),
     extras_require={**PARTS, **OPTIONAL},

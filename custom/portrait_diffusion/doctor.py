@@ -17,7 +17,7 @@ from .export.provenance import sha256_file
 from .files import write_text
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-CHECKSUMS = WEIGHTS / "checksums.json"  # file name -> {"bytes", "sha256"}; written by `record_checksums`
+CHECKSUMS = WEIGHTS / "checksums.json"  # name below WEIGHTS -> {"bytes", "sha256"}; written by `record_checksums`
 OLDEST_PYTHON = (3, 10)
 FREE_BYTES = 10**9
 # (import name, name on PyPI, extra that installs it, the main job needs it)
@@ -130,9 +130,9 @@ def check_weights(folder: Path = WEIGHTS, checksums: Path = CHECKSUMS) -> list[C
 
 
 def record_checksums(folder: Path = WEIGHTS, checksums: Path = CHECKSUMS) -> None:
-    """Write the checksums of all weights in the folder; for those who change the shipped weights."""
-    files = sorted(folder.glob("*.safetensors"))
-    recorded = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files}
+    """Write the checksums of all weights below the folder; for those who change the shipped weights."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.safetensors"))}
+    recorded = {name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for name, p in files.items()}
     write_text(checksums, json.dumps(recorded, indent=2) + "\n")
 
 

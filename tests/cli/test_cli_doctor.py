@@ -24,7 +24,9 @@ def test_missing_packages_and_their_extras():
 
 @pytest.fixture
 def weights(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "part").mkdir()
+    for name in ("a.safetensors", "part/b.safetensors"):
+        (tmp_path / name).write_bytes(b"0123456789")
     doctor.record_checksums(tmp_path, tmp_path / "checksums.json")
     return tmp_path
 
@@ -34,14 +36,17 @@ def statuses(folder) -> list[str]:
 
 
 def test_weights_are_compared_with_their_checksums(weights):
-    assert json.loads((weights / "checksums.json").read_text())["a.safetensors"]["bytes"] == 10
-    assert statuses(weights) == ["ok"]
+    recorded = json.loads((weights / "checksums.json").read_text())
+    assert recorded["a.safetensors"]["bytes"] == 10 and set(recorded) == {"a.safetensors", "part/b.safetensors"}
+    assert statuses(weights) == ["ok", "ok"]
+    (weights / "part" / "b.safetensors").unlink()
+    assert statuses(weights) == ["ok", "FAIL"]
     (weights / "a.safetensors").write_bytes(b"0123456780")  # same size, other content
-    assert statuses(weights) == ["FAIL"]
+    assert statuses(weights)[0] == "FAIL"
     (weights / "a.safetensors").write_bytes(b"012345678")
-    assert statuses(weights) == ["FAIL"]
+    assert statuses(weights)[0] == "FAIL"
     (weights / "a.safetensors").unlink()
-    assert statuses(weights) == ["FAIL"]
+    assert statuses(weights)[0] == "FAIL"
     (weights / "checksums.json").write_text("{")
     assert statuses(weights) == ["FAIL"]
 
@@ -49,7 +54,8 @@ def test_weights_are_compared_with_their_checksums(weights):
 def test_the_shipped_checksums_are_those_of_the_shipped_weights():
     """After a change of weights: see CONTRIBUTING.md for the command that records them."""
     recorded = json.loads(doctor.CHECKSUMS.read_text())
-    assert sorted(recorded) == sorted(path.name for path in doctor.WEIGHTS.glob("*.safetensors"))
+    files = doctor.WEIGHTS.rglob("*.safetensors")
+    assert sorted(recorded) == sorted(path.relative_to(doctor.WEIGHTS).as_posix() for path in files)
     assert [check for check in doctor.check_weights() if check.status != "ok"] == []
 
 

@@ -12,10 +12,18 @@ from portrait_diffusion.guidance.hpdm.assess import CLEAN, conditions_of, held_o
 from portrait_diffusion.guidance.hpdm.batches import BatchConfig, choose_views, make_batch, smooth_error  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
-from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
+from portrait_diffusion.guidance.hpdm.storage import load_hpdm, save_hpdm  # noqa: E402
 from portrait_diffusion.multiview import load_shards  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 SIZE = 32
+
+
+class Distance(torch.nn.Module):
+    """In the place of ST-LPIPS."""
+
+    def forward(self, a, b):
+        return (a - b).square().mean(dim=(1, 2, 3))
 
 
 def tiny(**changes):
@@ -149,13 +157,57 @@ def test_a_step_in_mixed_precision_is_finite(data):
     """What a GPU does: bfloat16 autocast over float32 weights, both branches, pairs, backward."""
     torch.manual_seed(0)
     stage = train.DenoiserStage(tiny().train(), data, config(batch=4, pairs=0.5))
-    stage.log_dict = lambda *args, **kwargs: None
     stage.configure_optimizers()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = stage.training_step(None, 0)
+        loss = sum(stage.losses(generator()).values())
     loss.backward()
     gradients = [p.grad for p in stage.parameters() if p.grad is not None]
     assert bool(loss.isfinite()) and gradients and all(bool(g.isfinite().all()) for g in gradients)
+
+
+class HostTraffic(TorchDispatchMode):
+    """Notes operations that wait for the device or copy from the host: they cannot be replayed as a CUDA graph."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "bincount")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masks or any(word in name for word in self.FORBIDDEN):
+            self.seen.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_could_be_replayed_by_a_gpu(data):
+    torch.manual_seed(0)
+    perceptual = Distance()
+    for stage in (
+        train.DenoiserStage(tiny().train(), data, config(batch=8, pairs=0.5)),
+        train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual),
+    ):
+        stage.configure_optimizers()
+        with HostTraffic() as traffic:
+            sum(stage.losses(generator()).values()).backward()
+        assert traffic.seen == set()
+    with HostTraffic() as traffic:
+        torch.ones(2)[torch.tensor([True, False])].sum().item()
+    assert traffic.seen >= {"lift_fresh", "index", "_local_scalar_dense"}, "the watch sees what it should"
+
+
+def test_training_starts_from_a_given_model(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build_mini", lambda image_size: tiny(image_size=image_size))
+    given = save_hpdm(tiny(), tmp_path / "given")
+    start = load_hpdm(given).state_dict()
+    common = {"accelerator": "cpu", "progress": False, "initial": given}
+    c = config(batch=4, total_steps=1, learning_rate=0.0)
+    for stage in train.STAGES:
+        model = train.run(folder, None, tmp_path / stage, stage, 60.0, c, **common)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, start[name]), name
 
 
 def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from portrait_diffusion.priors import assess, train
 from portrait_diffusion.priors.assess import evaluate
 from portrait_diffusion.priors.networks import Discriminator, PriorSpec
 from portrait_diffusion.priors.patches import PATCH, patch_rays
-from portrait_diffusion.priors.storage import load_spec
+from portrait_diffusion.priors.storage import load_spec, save_weights
 from portrait_diffusion.priors.train import TrainConfig, Trainer, schedule
 
 from .samples import tiny_spec
@@ -56,7 +56,7 @@ def test_schedule_limits():
 def test_two_steps_without_and_with_the_adversary_are_finite(data):
     run = trainer(data)
     first = run.train_step()
-    assert set(first) == {"rgb", "alpha", "square", "delta", "depth"}
+    assert set(first) == {"rgb", "alpha", "square", "chroma", "delta", "depth"}
     run.seconds = 50.0
     before = state_of(run)
     second = run.train_step()
@@ -234,22 +234,51 @@ def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch):
 
 def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(train, "run", lambda *args: calls.append(args))
+    monkeypatch.setattr(train, "run", lambda *args, initial: calls.append((*args, initial)))
     paths = ["--data", str(tmp_path), "--out", str(tmp_path / "o")]
     options = ["--batch", "3", "--w-depth", "0.5", "--device", "cpu", "--limit", "7", "--no-cuda-graphs"]
     options += ["--frontal-layers", "3"]
     assert train.main([*paths, *options]) == 0
-    data, val, out, seconds, config, spec, perceptual, device, limit = calls[0]
+    data, val, out, seconds, config, spec, perceptual, device, limit, initial = calls[0]
     assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", PriorSpec(frontal_layers=3), None)
     assert config == TrainConfig(batch=3, w_depth=0.5, cuda_graphs=False)
-    assert (device, limit, seconds) == ("cpu", 7, 540.0)
+    assert (device, limit, seconds, initial) == ("cpu", 7, 540.0, None)
+    assert train.main([*paths, "--initial", "p", "e"]) == 0
+    assert calls[1][5] is None and [str(path) for path in calls[1][-1]] == ["p", "e"]
+
+
+def test_training_starts_from_given_weights(data, tmp_path, monkeypatch):
+    """With learning rates of 0 a first run returns what it was given, of the sizes it was given."""
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    given = trainer(data, seed=5)
+    files = tmp_path / "prior.safetensors", tmp_path / "encoder.safetensors"
+    for name, path in zip(("generator", "encoder"), files):
+        save_weights(getattr(given, name), path, given.spec, name)
+    still = TrainConfig(**CONFIG | {"lr_generator": 0.0, "lr_encoder": 0.0})
+    folder = write_shards(tmp_path / "data", subjects=1)
+    run = train.run(folder, None, tmp_path / "out", 0.5, still, device="cpu", initial=files)
+    assert run.step >= 1 and run.spec == tiny_spec()
+    for name in ("generator", "encoder"):
+        expected = dict(getattr(given, name).named_parameters())
+        for part in (getattr(run, name), run.ema[name]):
+            for key, value in part.named_parameters():
+                torch.testing.assert_close(value, expected[key], rtol=2e-3, atol=1e-4)  # half precision on disk
+
+
+def test_pooled_chroma_sees_colour_and_not_brightness():
+    grey = torch.rand(2, 1, 16, 16).expand(-1, 3, -1, -1)
+    assert train.pooled_chroma(grey).abs().max() < 1e-6
+    red = torch.zeros(1, 3, 16, 16)
+    red[:, 0] = 0.3
+    expected = torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    torch.testing.assert_close(train.pooled_chroma(red), expected)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (none is visible)")
 def test_graphs_replay_what_plain_calls_compute(data):
     """Losses of plain and replayed steps from one seed; bfloat16 and atomic sums allow small differences."""
-    moved = MultiViewData(*(v.to(torch.device(0)) for v in vars(data).values()))
+    moved = data.to(torch.device(0))
     curves = []
     for graphs in (False, True):
         run = trainer(moved, cuda_graphs=graphs, total_seconds=100.0, coarse=16, fine=16)

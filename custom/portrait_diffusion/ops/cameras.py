@@ -101,9 +101,9 @@ def intrinsics(fovy, height: int, width: int, crop: Tensor | None = None) -> tup
     """
     fovy = torch.atleast_1d(_floating(fovy, crop))
     focal = 0.5 * height / torch.tan(0.5 * fovy)
-    centre = focal.new_tensor([0.5 * width, 0.5 * height])
+    centre = torch.stack([torch.full_like(focal, 0.5 * width), torch.full_like(focal, 0.5 * height)], dim=-1)
     if crop is None:
-        return focal, centre.expand(*focal.shape, 2)
+        return focal, centre
     crop = crop.to(focal)
     focal, shift = torch.broadcast_tensors((focal * crop[..., 0])[..., None], crop[..., 1:])
     return focal[..., 0], centre + height * shift

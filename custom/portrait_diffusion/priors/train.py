@@ -29,7 +29,7 @@ from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
 from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
 from .render import half_precision, render_planes
-from .storage import save_weights
+from .storage import load_spec, load_weights, save_weights
 
 log = logging.getLogger("portrait_diffusion")
 
@@ -50,6 +50,8 @@ class TrainConfig:
     w_alpha: float = 1.0
     w_square: float = 2.0
     """Weight of the squared error of colour over white: what one photo leaves open is answered with the mean."""
+    w_chroma: float = 1.0
+    """Weight of L1 on colour less its brightness, pooled over 8 x 8 pixels: coloured blotches are large and faint."""
     w_perceptual: float = 0.6
     w_depth: float = 1.0
     w_adversarial: float = 0.02
@@ -76,6 +78,11 @@ def cosine_tail(share: float, decay_from: float) -> float:
     """1 up to the share `decay_from` of a budget, then a cosine to 0.05 at its end."""
     tail = max(0.0, (share - decay_from) / max(1e-6, 1 - decay_from))
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail)))
+
+
+def pooled_chroma(images: Tensor, size: int = 8) -> Tensor:
+    """Colour less brightness, averaged over blocks. Args: images (B, 3, H, W). Returns: (B, 3, H/size, W/size)."""
+    return F.avg_pool2d(images - images.mean(dim=1, keepdim=True), size)
 
 
 def schedule(share: float, config: TrainConfig) -> tuple:
@@ -269,6 +276,7 @@ class Trainer:
             "rgb": (out["rgb"][:m] - target_rgb).abs().mean(),
             "alpha": c.w_alpha * (out["opacity"][:m] - target_alpha).abs().mean(),
             "square": c.w_square * (fake[:m, :3] - real[:, :3]).square().mean(),
+            "chroma": c.w_chroma * pooled_chroma(fake[:m, :3] - real[:, :3]).abs().mean(),
             "delta": c.w_delta * delta.float().square().mean(),
         }
         if "depth" in batch:
@@ -326,6 +334,12 @@ class Trainer:
                 a.copy_(b)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
+    def start_from(self, generator: Path, encoder: Path) -> None:
+        """Take generator and encoder, and their averages, from weight files of the same sizes."""
+        for name, path in (("generator", generator), ("encoder", encoder)):
+            load_weights(getattr(self, name), path, name)
+            load_weights(self.ema[name], path, name)
+
     def state(self) -> dict:
         return {
             "step": self.step, "seconds": self.seconds, "history": self.history, "rng": self.rng.get_state(),
@@ -348,11 +362,14 @@ def default_device() -> torch.device:
 def run(
     data_dir: Path, val_dir: Path | None, out_dir: Path, seconds: float, config: TrainConfig,
     spec: PriorSpec | None = None, perceptual_weights: Path | None = None, device: str | torch.device | None = None,
-    limit: int | None = None, report_every: float = 150.0,
+    limit: int | None = None, report_every: float = 150.0, initial: tuple[Path, Path] | None = None,
 ) -> Trainer:
     """Train for at most `seconds`, from the checkpoint in `out_dir` if there is one; writes weights, sheets and a card.
 
-    `device`: None is `default_device()`.
+    Args:
+        spec: None is the one of `initial` or the default.
+        device: None is `default_device()`.
+        initial: weight files of generator and encoder that a first run starts from; None is fresh weights.
     """
     start = time.monotonic()
     device = torch.device(device) if device else default_device()
@@ -366,7 +383,10 @@ def run(
         from ..evaluation.stlpips import STLPIPS
 
         perceptual = STLPIPS("alex", weights=perceptual_weights).to(device)
-    trainer = Trainer(spec or PriorSpec(), config, data, perceptual)
+    spec = spec or (load_spec(initial[0], "generator") if initial else PriorSpec())
+    trainer = Trainer(spec, config, data, perceptual)
+    if initial:
+        trainer.start_from(*initial)
     checkpoint = out_dir / "state.pt"
     if checkpoint.is_file():
         trainer.load(torch.load(checkpoint, map_location=device, weights_only=True))
@@ -426,8 +446,10 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--device", help="torch device; default: a GPU if there is one")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
-    layers = PriorSpec().frontal_layers
-    parser.add_argument("--frontal-layers", type=int, default=layers, help=f"of the frontal grid; default {layers}")
+    parser.add_argument(
+        "--initial", type=Path, nargs=2, metavar=("PRIOR", "ENCODER"), help="weights that the first run starts from"
+    )
+    parser.add_argument("--frontal-layers", type=int, help=f"of the frontal grid; default {PriorSpec().frontal_layers}")
     for name, value in asdict(TrainConfig()).items():
         option = argparse.BooleanOptionalAction if isinstance(value, bool) else None
         kind = {"action": option} if option else {"type": type(value)}
@@ -435,8 +457,11 @@ def main(argv: list | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})
-    spec = PriorSpec(frontal_layers=args.frontal_layers)
-    run(args.data, args.val, args.out, args.seconds, config, spec, args.perceptual_weights, args.device, args.limit)
+    spec = PriorSpec(frontal_layers=args.frontal_layers) if args.frontal_layers else None
+    run(
+        args.data, args.val, args.out, args.seconds, config, spec, args.perceptual_weights, args.device, args.limit,
+        initial=args.initial,
+    )  # fmt: skip
     return 0
 
 

@@ -62,7 +62,7 @@ class TrainBatch:
 def front_views(data: MultiViewData) -> Tensor:
     """(N, V) 1 where a view may stand for the photo; view 0 always may."""
     front = (data.azimuth.abs() <= FRONT_DEG[0]) & (data.elevation.abs() <= FRONT_DEG[1])
-    front[:, 0] = True
+    front[:, 0].fill_(True)
     return front.float()
 
 

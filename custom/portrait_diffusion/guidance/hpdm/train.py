@@ -29,7 +29,9 @@ from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
 from ...priors.augment import colour_jitter
+from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
+from ...priors.render import half_precision
 from ...priors.train import cosine_tail, default_device
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
@@ -69,6 +71,8 @@ class HPDMTrainConfig:
     where both see a surface. (EquiVDM, arXiv 2504.09789, trains with warped noise to that end.) 0: no pairs."""
     pairs: float = 0.25
     """Share of a batch that comes in such pairs."""
+    cuda_graphs: bool = True
+    """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU and with DDP."""
     sample_steps: int = 20
     """Steps of the sampler behind the numbers and pictures of the card."""
     seed: int = 0
@@ -91,11 +95,12 @@ class Unshared:
 
 
 class Stage(pl.LightningModule):
-    """What both stages share: budget, schedule, per-step randomness."""
+    """What both stages share: budget, schedule, per-step randomness, and the step itself."""
 
     def __init__(self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig):
         super().__init__()
-        self.model, self.config, self.held = model, config, Unshared(data=data)
+        self.automatic_optimization = False
+        self.model, self.config, self.held = model, config, Unshared(data=data, gradients=None)
         self.seconds, self._clock = 0.0, None
 
     @property
@@ -111,20 +116,48 @@ class Stage(pl.LightningModule):
             held.data = held.data.to(self.device)
         return held.data
 
-    def generator(self) -> torch.Generator:
+    def seed_of_step(self) -> int:
         """Randomness of this step: a function of seed, step and rank."""
-        seed = (self.config.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank
-        return torch.Generator(device=self.device).manual_seed(seed % (2**63))
+        return ((self.config.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank) % (2**63)
 
     def trained(self) -> list[nn.Module]:
         """The parts whose weights change."""
+        raise NotImplementedError
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of a fresh batch by name. Nothing in it may wait for the device, so that it can be replayed."""
         raise NotImplementedError
 
     def configure_optimizers(self):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         parameters = [p for part in self.trained() for p in part.requires_grad_(True).parameters()]
-        return torch.optim.AdamW(parameters, lr=self.config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+        return torch.optim.AdamW(
+            parameters, lr=self.config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2,
+            fused=parameters[0].is_cuda,
+        )  # fmt: skip
+
+    def training_step(self, batch, index) -> None:
+        """One step; on a single GPU forward and backward are replayed as a CUDA graph (thousands of small kernels)."""
+        optimizer = self.optimizers()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.held.gradients is None:
+            generator = torch.Generator(device=self.device)
+
+            def gradients() -> dict[str, Tensor]:
+                with half_precision(self.device):
+                    losses = self.losses(generator)
+                self.manual_backward(sum(losses.values()))
+                return {name: loss.detach() for name, loss in losses.items()}
+
+            alone = self.device.type == "cuda" and self.trainer.world_size == 1
+            graphs = alone and self.config.cuda_graphs
+            self.held.gradients = GraphedBackward(gradients, parameters, generator, graphs)
+        self.held.gradients.generator.manual_seed(self.seed_of_step())
+        losses = self.held.gradients()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, prog_bar=True)
 
     def on_train_batch_start(self, batch, index) -> None:
         now = time.monotonic()
@@ -164,8 +197,8 @@ class AutoencoderStage(Stage):
         rgb = colour_jitter(rgba[..., :3], torch.ones(b, device=self.device), generator)
         return (rgb * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
 
-    def training_step(self, batch, index) -> Tensor:
-        c, g = self.config, self.generator()
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        c, g = self.config, generator
         pictures = self.pictures(g)
         latents = self.model.vae.encode(2 * pictures - 1).latents
         noise = torch.randn(latents.shape, generator=g, device=self.device)
@@ -177,8 +210,7 @@ class AutoencoderStage(Stage):
         if self.held.perceptual is not None and c.w_perceptual > 0:
             perceptual = self.held.perceptual.to(self.device)
             losses["perceptual"] = c.w_perceptual * perceptual(decoded.clamp(0, 1), pictures).float().mean()
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
-        return sum(losses.values())
+        return losses
 
 
 class DenoiserStage(Stage):
@@ -196,8 +228,8 @@ class DenoiserStage(Stage):
         subjects[pairs : 2 * pairs] = subjects[:pairs]
         return make_batch(d, subjects, generator, c.spoil), pairs
 
-    def training_step(self, batch, index) -> Tensor:
-        c, g, m = self.config, self.generator(), self.model
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        c, g, m = self.config, generator, self.model
         batch, pairs = self.draw(g)
         b = len(batch.target)
         with torch.no_grad():
@@ -226,8 +258,7 @@ class DenoiserStage(Stage):
         if pairs:
             predicted = m.interpret(output, noisy, steps).clean
             losses["equivariance"] = c.w_equivariance * self.disagreement(predicted[: 2 * pairs], batch, pairs)
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
-        return sum(losses.values())
+        return losses
 
     def partner_noise(self, noise: Tensor, batch: TrainBatch, pairs: int, generator: torch.Generator) -> Tensor:
         """Noise of the first views carried into their partners'."""
@@ -322,8 +353,8 @@ def run_stage(
     last = out / "last.ckpt"
     cuda = torch.cuda.is_available() and accelerator != "cpu"
     trainer = pl.Trainer(
-        accelerator=accelerator, devices=devices, max_epochs=-1, precision="bf16-mixed" if cuda else "32-true",
-        gradient_clip_val=1.0, benchmark=cuda, log_every_n_steps=50, use_distributed_sampler=False,
+        accelerator=accelerator, devices=devices, max_epochs=-1, precision="32-true",  # a step sets its own bfloat16
+        benchmark=cuda, log_every_n_steps=50, use_distributed_sampler=False,
         enable_checkpointing=False, logger=_logger(out),
         callbacks=[MovingAverage(stage.config.ema_decay), Checkpoints(last, seconds)],
         strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
@@ -358,10 +389,11 @@ def unit_latents(model: HPDM, data: MultiViewData, count: int = 256) -> float:
 def run(
     data_dir: Path, val_dir: Path | None, out: Path, stage_name: str, seconds: float, config: HPDMTrainConfig,
     perceptual_weights: Path | None = None, devices: int | str = 1, accelerator: str = "auto", limit: int | None = None,
-    progress: bool = True,
+    progress: bool = True, initial: Path | None = None,
 ) -> HPDM:  # fmt: skip
     """One run of one stage; writes the model's folder ``hpdm``, a card with numbers, and a sheet of held-out views.
 
+    `initial`: model folder whose weights a first run starts from; None is fresh weights.
     Raises: UsageError for data without depth or normals, or when the denoiser's stage finds no autoencoder.
     """
     if stage_name not in STAGES:
@@ -377,11 +409,13 @@ def run(
             from ...evaluation.stlpips import STLPIPS
 
             perceptual = STLPIPS("alex", weights=perceptual_weights)
-        stage = AutoencoderStage(build_mini(image_size=data.size), data, config, perceptual)
+        model = build_mini(image_size=data.size) if initial is None else load_hpdm(initial).train()
+        stage = AutoencoderStage(model, data, config, perceptual)
     else:
-        if not (folder / INDEX).is_file():
+        source = folder if (folder / INDEX).is_file() else initial
+        if source is None:
             raise UsageError(f"No autoencoder in {folder}; run --stage autoencoder first, with the same --out.")
-        stage = DenoiserStage(load_hpdm(folder).train(), data, config)
+        stage = DenoiserStage(load_hpdm(source).train(), data, config)
     run_stage(stage, out / stage_name, seconds, devices, accelerator, progress)
     if stage.trainer.is_global_zero:
         device = torch.device("cpu") if accelerator == "cpu" else default_device()
@@ -424,17 +458,20 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--devices", type=int, default=1, help="GPUs; more than one trains with DDP")
     parser.add_argument("--accelerator", default="auto", help="auto, gpu or cpu")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
+    parser.add_argument("--initial", type=Path, help="HPDM folder whose weights the first run starts from")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = [f for f in fields(HPDMTrainConfig) if f.name != "spoil"]
     for option in options:
-        parser.add_argument(f"--{option.name.replace('_', '-')}", default=option.default, type=type(option.default))
+        switch = isinstance(option.default, bool)
+        kind = {"action": argparse.BooleanOptionalAction} if switch else {"type": type(option.default)}
+        parser.add_argument(f"--{option.name.replace('_', '-')}", default=option.default, **kind)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = HPDMTrainConfig(**{option.name: getattr(args, option.name) for option in options})
     run(
         args.data, args.val, args.out, args.stage, args.seconds, config, args.perceptual_weights, args.devices,
-        args.accelerator, args.limit, not args.quiet,
+        args.accelerator, args.limit, not args.quiet, args.initial,
     )  # fmt: skip
     return 0
 
