@@ -6,7 +6,7 @@ from portrait_diffusion.ops.cameras import canonical_fovy, head_to_world, orbit_
 from portrait_diffusion.ops.canonical import BOX_RADIUS
 from portrait_diffusion.ops.triplane import sample_planes
 from portrait_diffusion.priors.alignment import FACE_DEPTH, encoder_input, plane_grid
-from portrait_diffusion.priors.augment import affine_jitter, colour_jitter, degrade, unknown_border
+from portrait_diffusion.priors.augment import affine_jitter, colour_jitter, degrade, turn_hue, unknown_border
 
 F64 = torch.float64
 
@@ -90,6 +90,19 @@ def test_grey_stays_nearly_grey():
     out = colour_jitter(torch.full((64, 1, 1, 1, 3), 0.4), torch.ones(64), generator())
     ratio = out.amax(dim=-1) / out.amin(dim=-1)
     assert 1.0 < float(ratio.max()) <= 1.18
+
+
+def test_hue_turns_about_grey():
+    rgb = 0.2 + 0.4 * torch.rand(3, 5, 3, dtype=torch.float64)
+    one = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(turn_hue(rgb, 0 * one, one), rgb)
+    third = turn_hue(rgb, 2 * torch.pi / 3 * one, one)  # a third of a turn permutes the channels: red becomes green
+    torch.testing.assert_close(third, rgb.roll(1, dims=-1))
+    there = turn_hue(rgb, 0.3 * one, one)
+    torch.testing.assert_close(turn_hue(there, -0.3 * one, one), rgb)
+    torch.testing.assert_close(there.mean(-1), rgb.mean(-1))
+    grey = turn_hue(rgb, one, 0 * one)
+    torch.testing.assert_close(grey, rgb.mean(-1, keepdim=True).expand_as(rgb))
 
 
 def test_affine_jitter_moves_little_and_repeats():

@@ -33,6 +33,21 @@ def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> 
     return out.clamp(0.0, 1.0)
 
 
+def turn_hue(rgb: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:
+    """Hue turned about the grey axis and saturation scaled; brightness (the mean) stays but for clamping.
+
+    Rodrigues' rotation about k = (1, 1, 1) / sqrt 3 of the part of a colour that is perpendicular to it.
+
+    Args: rgb (B, ..., 3) in [0, 1]; angle (B,) radians; saturation (B,) factor. Returns: the same shape, clamped.
+    """
+    shape = (-1,) + (1,) * (rgb.dim() - 1)
+    angle, saturation = angle.view(shape), saturation.view(shape)
+    grey = rgb.mean(dim=-1, keepdim=True)
+    colour = rgb - grey
+    across = (colour.roll(-2, dims=-1) - colour.roll(-1, dims=-1)) / 3**0.5  # k x colour
+    return (grey + saturation * (colour * angle.cos() + across * angle.sin())).clamp(0.0, 1.0)
+
+
 def affine_jitter(images: Tensor, generator: torch.Generator, shift: float = 0.003, scale: float = 0.01) -> Tensor:
     """Tiny similarity jitter of what the encoder sees. images (B, C, S, S).
 

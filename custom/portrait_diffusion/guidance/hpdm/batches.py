@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...multiview import MultiViewData
 from ...ops.projection import forward_project
-from ...priors.augment import colour_jitter, uniform
+from ...priors.augment import colour_jitter, turn_hue, uniform
 from .conditions import angle_gate, explicit_image, geometry_maps
 from .model import HPDM
 
@@ -34,6 +34,8 @@ class BatchConfig:
     """Share of second references that are blurred and noisy, as renders of an unfinished head are."""
     jitter: float = 0.7
     """Share of subjects whose colours are changed, alike in all views."""
+    hue: float = 0.4
+    """Largest angle by which the hue of those is turned, radians: photos have hair and clothes of any colour."""
     gate_floor: float = HPDM.gate_floor
     """What a reference counts at least, from any angle; trained models know where no face may be."""
 
@@ -98,7 +100,9 @@ def make_batch(
     rows = subjects[:, None].expand(-1, 1 + r)
     rgba = data.rgba[rows, views].float() / 255.0
     strength = (torch.rand(b, generator=generator, device=device) < config.jitter).float()
-    rgb, alpha = colour_jitter(rgba[..., :3], strength, generator), rgba[..., 3]
+    angle = config.hue * strength * uniform((b,), -1.0, 1.0, generator, device)
+    rgb, alpha = turn_hue(rgba[..., :3], angle, torch.ones_like(angle)), rgba[..., 3]
+    rgb = colour_jitter(rgb, strength, generator)
     pictures = (rgb * alpha[..., None] + 1 - alpha[..., None]).permute(0, 1, 4, 2, 3)  # (B, 1 + R, 3, S, S)
     distance, normals = data.distance(rows, views), data.normal[rows, views].float() / 127.0
     c2w, fovy = data.c2w[rows, views], data.fovy[rows, views]

@@ -28,7 +28,7 @@ from ...files import PARTIAL_PREFIX, write_text
 from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
-from ...priors.augment import colour_jitter
+from ...priors.augment import colour_jitter, turn_hue, uniform
 from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
 from ...priors.render import half_precision
@@ -189,12 +189,16 @@ class AutoencoderStage(Stage):
         return [self.model.vae]
 
     def pictures(self, generator: torch.Generator) -> Tensor:
-        """(B, 3, S, S) of random subjects and views over white, colours changed."""
+        """(B, 3, S, S) of random subjects and views over white; colours changed, half of them to any hue."""
         d, b = self.data(), self.config.batch
         subject = torch.randint(len(d), (b,), generator=generator, device=self.device)
         view = torch.randint(d.rgba.shape[1], (b,), generator=generator, device=self.device)
         rgba = d.rgba[subject, view].float() / 255.0
-        rgb = colour_jitter(rgba[..., :3], torch.ones(b, device=self.device), generator)
+        angle = torch.pi * uniform((b,), -1.0, 1.0, generator, self.device)
+        saturation = uniform((b,), 0.3, 2.0, generator, self.device)
+        turned = (torch.arange(b, device=self.device) % 2).to(angle)
+        rgb = turn_hue(rgba[..., :3], turned * angle, torch.lerp(torch.ones_like(angle), saturation, turned))
+        rgb = colour_jitter(rgb, torch.ones(b, device=self.device), generator)
         return (rgb * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
