@@ -181,3 +181,25 @@ def test_create_from_copies_and_state_dicts_load():
 def test_impossible_configurations_are_usage_errors(config, match):
     with pytest.raises(UsageError, match=match):
         make(**config)
+
+
+def test_the_restoration_grid_changes_what_its_gate_lets_it():
+    plain, restored = make(), make(restoration_resolution=6, seed=3)
+    restored.set_planes(list(plain.planes))
+    restored.set_decoder(plain.decoder_weights())
+    p = points(300)
+    front = p[:, 0] > 0  # the world's x points to the front, the third axis of the grid's coordinates
+    for key in ("density", "features"):
+        torch.testing.assert_close(restored(p)[key], plain(p)[key])
+    with torch.no_grad():
+        restored.restoration.fill_(0.7)
+        restored.restoration_gate[:, :, :, 3:] = 0  # depth runs from the back to the front
+    changed = (restored(p)["features"] - plain(p)["features"]).abs().amax(-1)
+    layer = 2 * restored.cfg.radius / 6
+    assert changed[p[:, 0] > layer].max() < 1e-6 and changed[~front].min() > 1e-3
+    restored(p)["features"].sum().backward()
+    gradient = restored.restoration.grad.abs().sum((0, 1, 2, 4, 5))
+    assert gradient[3:].max() == 0 and gradient[:3].min() > 0
+    copy = TriplaneGeometry.create_from(restored)
+    torch.testing.assert_close(copy(p)["density"], restored(p)["density"])
+    assert "restoration_gate" in copy.state_dict() and "restoration" not in plain.state_dict()

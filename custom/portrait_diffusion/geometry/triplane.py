@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..host import BaseImplicitGeometry, register
 from ..ops.cameras import BOX_RADIUS, world_to_head
 from ..ops.triplane import (
+    DETAIL_GAIN,
     DecoderWeights,
     add_detail,
     colour_activation,
@@ -27,6 +28,9 @@ class TriplaneGeometry(BaseImplicitGeometry):
     Parameters: ``planes``, a list of (1,3,C,R,R) or (1,3,C,D,R,R), and ``decoder``, see `ops.triplane.DecoderWeights`.
     After them may come two grids over (x, y) alone: features with a few layers along depth (1,1,C,L,R,R), which tell
     front from back, and the detail that a photograph adds to the decoder's raw density and colour (1,1,4,D,R,R).
+    With `restoration_resolution` there is a grid over the whole box, ``restoration`` (1,1,4,R,R,R), that adds to raw
+    density and colour as far as ``restoration_gate`` (1,1,1,R,R,R), a buffer in [0, 1], lets it: the part that later
+    stages may change. Fresh it is zero, and its gate open.
     """
 
     @dataclass
@@ -41,6 +45,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         frontal_layers: int = 0  # of a frontal grid of features, from the back to the front; 0 is no such grid
         detail_resolution: int = 0  # edge of the frontal grid of detail in texels; 0 is no such grid
         detail_depth: int = 8  # layers of the detail grid, at least 2
+        restoration_resolution: int = 0  # edge of the grid that later stages may change, in voxels; 0 is no such grid
         hidden: int = 64  # width of the decoder
         init_std: float = 0.1  # standard deviation of fresh planes
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
@@ -52,7 +57,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
             for key in ("channels", "resolution", "depth", "levels", "detail_depth", "hidden"):
                 if getattr(self, key) < 1:
                     raise UsageError(f"geometry.{key} must be at least 1, got {getattr(self, key)}.")
-            for key in ("frontal_layers", "detail_resolution"):
+            for key in ("frontal_layers", "detail_resolution", "restoration_resolution"):
                 if getattr(self, key) < 0:
                     raise UsageError(f"geometry.{key} must be at least 0, got {getattr(self, key)}.")
             if self.resolution % 2 ** (self.levels - 1):
@@ -76,6 +81,9 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if self.cfg.detail_resolution:
             planes[-1].zero_()  # no detail yet
         self.planes = nn.ParameterList(planes)
+        edge = self.cfg.restoration_resolution
+        self.restoration = nn.Parameter(torch.zeros(1, 1, 4, edge, edge, edge)) if edge else None
+        self.register_buffer("restoration_gate", torch.ones(1, 1, 1, edge, edge, edge) if edge else None)
         weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
         weights.output_bias[0] = self.cfg.init_density
         self.decoder = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights._asdict().items()})
@@ -131,10 +139,13 @@ class TriplaneGeometry(BaseImplicitGeometry):
         """Raw density and colour (N,4) at world points (N,3); `limited`: density in the range of `add_detail`."""
         coords = world_to_head(points)[None] / self.cfg.radius
         planes = list(self.planes)
-        detail = planes.pop() if self.cfg.detail_resolution else None
+        grids = [planes.pop()] if self.cfg.detail_resolution else []
+        if self.restoration is not None:
+            gain = self.restoration.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
+            grids.append(self.restoration * (self.restoration_gate * gain))
         raw = decode_raw(sample_planes(planes, coords), self.decoder_weights())
-        if detail is not None:
-            extra = sample_planes(detail, coords, reduce="sum")
+        if grids:
+            extra = sum(sample_planes(grid, coords, reduce="sum") for grid in grids)
             raw = add_detail(raw, extra) if limited else raw + extra
         return raw[0]
 
@@ -202,4 +213,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         instance = TriplaneGeometry(cfg if cfg is not None else {**other.cfg, "weights": None})
         instance.set_planes(list(other.planes))
         instance.set_decoder(other.decoder_weights())
+        if other.restoration is not None and instance.cfg.restoration_resolution == other.cfg.restoration_resolution:
+            instance.restoration.data.copy_(other.restoration.data)
+            instance.restoration_gate.copy_(other.restoration_gate)
         return instance.to(other.planes[0].device)

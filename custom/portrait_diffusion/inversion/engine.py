@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
+from ..ops.triplane import DETAIL_GAIN
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
 from .camera import PhotoCamera
@@ -21,8 +22,6 @@ from .target import Target, uncropped
 from .unseen import outline_colour, recoloured, upper_colour
 
 log = logging.getLogger("portrait_diffusion")
-DETAIL_GAIN = (24.0, 1.0, 1.0, 1.0)
-"""Natural size of the detail grid's channels: raw density counts in tens, raw colours in ones."""
 SURFACE_SIZE = 128
 """Side of the render from which the visible surface is taken, pixels; it is smooth."""
 StepFn = Callable[[str, int, int, dict], None]

@@ -157,6 +157,10 @@ where the planes say -500, or carved where they say 800. -6 is an opacity below 
 3 cm."""
 
 
+DETAIL_GAIN = (24.0, 1.0, 1.0, 1.0)
+"""Natural size of a detail grid's channels, for one learning rate: raw density counts in tens, raw colours in ones."""
+
+
 def add_detail(raw: Tensor, detail: Tensor) -> Tensor:
     """Decoder output plus a detail grid's raw density and colour, the density limited first (`DETAIL_DENSITY_RANGE`).
 
