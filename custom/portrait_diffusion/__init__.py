@@ -23,4 +23,8 @@ host.announce_copy(__file__, __version__)
 from .geometry import triplane  # noqa: E402, F401
 from .guidance import hpdm_guidance, sd_guidance  # noqa: E402, F401
 from .noise import mvnrs, samplers  # noqa: E402, F401
-from .renderer import volume  # noqa: E402, F401
+from .renderer import plain, volume  # noqa: E402, F401
+
+if host.REGISTERS_SYSTEMS:
+    from .data import portrait as _data  # noqa: F401
+    from .systems import portrait as _system  # noqa: F401

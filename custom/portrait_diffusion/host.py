@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 IN_THREESTUDIO = "threestudio" in sys.modules
+REGISTERS_SYSTEMS = IN_THREESTUDIO
+"""Whether importing the package registers systems and data modules too: threestudio's launcher finds them by name. On
+our own host those who train import them, since they need pytorch-lightning."""
 
 if IN_THREESTUDIO:
     import threestudio as _threestudio
@@ -90,6 +93,7 @@ else:
 __all__ = [
     "IN_THREESTUDIO", "BaseBackground", "BaseExplicitGeometry", "BaseGeometry", "BaseImplicitGeometry",
     "BaseLift3DSystem", "BaseMaterial", "BaseModule", "BaseObject", "BaseSystem", "C", "C_max", "ExperimentConfig",
+    "REGISTERS_SYSTEMS",
     "Exporter", "ExporterOutput", "Mesh", "Rasterizer", "Renderer", "SaverMixin", "Updateable", "VolumeRenderer",
     "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "describe", "dump_config",
     "find", "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights", "parse_optimizer",

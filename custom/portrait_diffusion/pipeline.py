@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from . import host, schema
-from .errors import EnvironmentProblem, UsageError
+from .errors import UsageError
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
 from .export.provenance import sha256_file
@@ -23,6 +23,7 @@ from .geometry.triplane import TriplaneGeometry  # noqa: F401  (registers)
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
+from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .ops.cameras import canonical_fovy, orbit_c2w
 from .photo.prepare import PreparedPhoto, prepare_photo
@@ -32,7 +33,6 @@ from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
 log = logging.getLogger("portrait_diffusion")
 Progress = Callable[[str, int, int, dict], None]
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
-MAX_ANGLE_DEG = {"azimuth": 40.0, "elevation": 20.0}
 
 
 @dataclass
@@ -355,32 +355,6 @@ class PortraitPipeline:
         camera = PhotoCamera()
         camera.load_state_dict(fit.camera.state_dict())
         return _assemble(self.config, raw, geometry, camera, prepared=prepared, photo_sha256=sha256)
-
-
-def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
-    """Camera estimate from the head pose and the landmarks.
-
-    Pitch from five points is rough, so only half of it is believed.
-    """
-    azimuth = elevation = 0.0
-    if prepared.pose is not None:
-        limit = MAX_ANGLE_DEG
-        azimuth = max(-limit["azimuth"], min(limit["azimuth"], -prepared.pose.yaw))
-        elevation = max(-limit["elevation"], min(limit["elevation"], 0.5 * prepared.pose.pitch))
-    four = prepared.landmarks[[0, 1, 3, 4]] / prepared.rgb.shape[0]
-    return PhotoCamera.from_landmarks(azimuth, elevation, four)
-
-
-def load_perceptual(cfg: InversionConfig):
-    """ST-LPIPS (AlexNet), None when its weight is 0. Raises EnvironmentProblem if the package is missing."""
-    if cfg.lambda_perceptual == 0:
-        return None
-    from .evaluation.stlpips import STLPIPS
-
-    try:
-        return STLPIPS("alex")
-    except EnvironmentProblem as error:
-        raise EnvironmentProblem(f"{error} Or run without it: system.inversion.lambda_perceptual=0.") from error
 
 
 def run_key(photo_sha256: str, raw: dict, prior: PriorConfig) -> str:

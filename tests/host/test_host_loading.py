@@ -48,7 +48,13 @@ STUB = {
         class VolumeRenderer(Renderer): pass
         class Rasterizer(Renderer): pass
         """,
-    "systems/base": "class BaseSystem: pass\nclass BaseLift3DSystem(BaseSystem): pass",
+    "systems/base": """
+        import dataclasses
+        class BaseSystem:
+            @dataclasses.dataclass
+            class Config: pass
+        class BaseLift3DSystem(BaseSystem): pass
+        """,
     "systems/utils": "def parse_optimizer(config, model): pass\ndef parse_scheduler(config, optimizer): pass",
     "utils/base": """
         class Updateable: pass
@@ -116,8 +122,8 @@ def _light_package(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / name)
     parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,
-             "guidance/sd_guidance": "", "noise/mvnrs": "",
-             "renderer/volume": RENDERER}  # fmt: skip
+             "guidance/sd_guidance": "", "noise/mvnrs": "", "data/portrait": "", "systems/portrait": "",
+             "renderer/plain": "", "renderer/volume": RENDERER}  # fmt: skip
     for sub, text in parts.items():
         (folder / sub).parent.mkdir(exist_ok=True)
         (folder / sub).parent.joinpath("__init__.py").touch()
@@ -308,7 +314,7 @@ def test_the_root_file_does_nothing_outside_the_host(root):
 
 def test_the_complete_package_registers_with_the_stub_and_stays_light(root):
     (root / "custom" / "portrait_diffusion").symlink_to(PACKAGE)
-    code = "load()\nprint('HEAVY', [m for m in ('pytorch_lightning', 'diffusers', 'cv2') if m in sys.modules])\n"
+    code = "load()\nprint('HEAVY', [m for m in ('diffusers', 'cv2', 'transformers') if m in sys.modules])\n"
     output = _run(root, "import torch\n" + code + REPORT)
     assert "HEAVY []" in output and "IMPORT FAILED" not in output
     assert all(name in output for name in NAMES)

@@ -21,9 +21,10 @@ pytestmark = [
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "custom" / "portrait_diffusion"
 NAMES = [
-    "portrait-diffusion-fixed-noise", "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise",
-    "portrait-diffusion-mvnrs-noise", "portrait-diffusion-object-noise",
-    "portrait-diffusion-sd-guidance", "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer",
+    "portrait-diffusion-no-material", "portrait-diffusion-datamodule", "portrait-diffusion-fixed-noise",
+    "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise", "portrait-diffusion-mvnrs-noise",
+    "portrait-diffusion-object-noise", "portrait-diffusion-sd-guidance", "portrait-diffusion-system",
+    "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer", "portrait-diffusion-white-background",
 ]  # fmt: skip
 
 # Left out on purpose: online loggers, uv and cube maps, and names that only wrap Lightning's hooks or hold constants.

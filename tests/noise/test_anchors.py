@@ -16,11 +16,11 @@ def generator(seed=0):
 class Ellipsoid:
     """Depth of a head-sized ellipsoid, which can be moved."""
 
-    def __init__(self):
-        self.radii = (0.2, 0.16, 0.22)
+    def __init__(self, size=SIZE):
+        self.radii, self.size = (0.2, 0.16, 0.22), size
 
     def __call__(self, c2w, fovy):
-        rays_o, rays_d = get_rays(c2w, fovy, SIZE, SIZE)
+        rays_o, rays_d = get_rays(c2w, fovy, self.size, self.size)
         scale = 1 / torch.tensor(self.radii)
         o, d = rays_o * scale, rays_d * scale
         a, b, c = d.square().sum(-1), (o * d).sum(-1), o.square().sum(-1) - 1

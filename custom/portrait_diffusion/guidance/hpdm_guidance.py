@@ -96,16 +96,34 @@ class HPDMGuidance(BaseObject):
         return self._model
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        """Follow the schedules."""
-        c, steps = self.cfg, self._model.scheduler.config.num_train_timesteps
-        self.min_step = max(1, int(steps * C(c.min_step_percent, epoch, global_step)))
-        self.max_step = min(steps - 1, int(steps * C(c.max_step_percent, epoch, global_step)))
+        """Follow the schedules; what a step draws is a function of seed and step, so that runs resume exactly."""
+        c = self.cfg
+        self.generator.manual_seed((c.seed * 1_000_003 + global_step) % 2**63)
+        self.set_min_max_steps(*(C(v, epoch, global_step) for v in (c.min_step_percent, c.max_step_percent)))
+        self.scales = C(c.explicit_scale, epoch, global_step), C(c.implicit_scale, epoch, global_step)
+        self.grad_clip = None if c.grad_clip is None else C(c.grad_clip, epoch, global_step)
+
+    def set_min_max_steps(self, min_step_percent: float, max_step_percent: float) -> None:
+        """Timesteps until the next `update_step`, as shares of all in [0, 1]."""
+        steps = self._model.scheduler.config.num_train_timesteps
+        self.min_step = max(1, int(steps * min_step_percent))
+        self.max_step = min(steps - 1, int(steps * max_step_percent))
         if self.min_step > self.max_step:
             raise UsageError(
                 f"guidance.min_step_percent gives timestep {self.min_step}, above max_step_percent's {self.max_step}."
             )
-        self.scales = C(c.explicit_scale, epoch, global_step), C(c.implicit_scale, epoch, global_step)
-        self.grad_clip = None if c.grad_clip is None else C(c.grad_clip, epoch, global_step)
+
+    def state_dict(self) -> dict:
+        """Tensors and plain values with which another guidance of the same settings goes on bit for bit."""
+        views = None if self._known is None else dict(vars(self._known.views))
+        return {"views": views, "noise_sampler": self.noise_sampler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`."""
+        from .hpdm.views import Views
+
+        self.set_views(None if state["views"] is None else Views(**state["views"]))
+        self.noise_sampler.load_state_dict(state["noise_sampler"])
 
     def set_views(self, views) -> None:
         """What is known of the head from now on (`hpdm.views.Views`, on any device), or None for nothing."""

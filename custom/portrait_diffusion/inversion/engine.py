@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import atomic_path
@@ -18,7 +17,7 @@ from ..priors.bundled import BundledPrior, Latent
 from .camera import PhotoCamera
 from .config import InversionConfig
 from .detail import build_cache, field_of, frontal_surface, render_cached, total_variation, visibility_gate
-from .target import Target, uncropped
+from .target import Target, over_white, photo_losses, uncropped
 from .unseen import outline_colour, recoloured, upper_colour
 
 log = logging.getLogger("portrait_diffusion")
@@ -157,25 +156,16 @@ class Inversion:
             if self.step % self.cfg.checkpoint_every == 0:
                 self.save()
 
-    def _compare(self, rgb: Tensor, alpha: Tensor, target: Target, valid: Tensor) -> dict:
-        """Huber loss (beta 0.05) on premultiplied colour and on alpha over valid pixels; all (1, C, h, w)."""
-        count = valid.sum().clamp(min=1.0)
-
-        def huber(a, b):
-            return (F.smooth_l1_loss(a, b, reduction="none", beta=0.05).mean(dim=1, keepdim=True) * valid).sum() / count
-
-        return {
-            "rgb": self.cfg.lambda_rgb * huber(rgb, target.rgb),
-            "alpha": self.cfg.lambda_alpha * huber(alpha, target.alpha),
-        }
+    def _compare(self, rgb: Tensor, alpha: Tensor, target: Target) -> dict:
+        """Weighted losses on colour and alpha; all (1, C, h, w)."""
+        colour, silhouette = photo_losses(rgb, alpha, target)
+        return {"rgb": self.cfg.lambda_rgb * colour, "alpha": self.cfg.lambda_alpha * silhouette}
 
     def _perceptual(self, rgb: Tensor, alpha: Tensor, target: Target) -> dict:
         """ST-LPIPS over white; where the photo knows nothing the render stands on both sides."""
         if self.perceptual is None or self.cfg.lambda_perceptual == 0:
             return {}
-        mine = (rgb + 1 - alpha) * target.valid
-        theirs = (target.rgb + 1 - target.alpha) * target.valid
-        return {"perceptual": self.cfg.lambda_perceptual * self.perceptual(mine, theirs).mean()}
+        return {"perceptual": self.cfg.lambda_perceptual * self.perceptual(*over_white(rgb, alpha, target)).mean()}
 
     @torch.no_grad()
     def _novel_views(self, plain: Target) -> list:
@@ -226,7 +216,7 @@ class Inversion:
         )
         rgb = out["rgb"].transpose(1, 2).view(1, 3, size, size)
         alpha = out["opacity"].transpose(1, 2).view(1, 1, size, size)
-        losses = self._compare(rgb, alpha, target, target.valid) | self._perceptual(rgb, alpha, target)
+        losses = self._compare(rgb, alpha, target) | self._perceptual(rgb, alpha, target)
         losses |= self._novel_loss(planes)
         pull = (self.latent.ws - self.start.ws).square().mean()
         pull = pull + sum((f - self.start.features[r]).square().mean() for r, f in self.latent.features.items())
@@ -283,7 +273,7 @@ class Inversion:
         image = image.t().view(1, 4, side, side)
         t = self.detail_target
         target = Target(*(x[:, :, ys][:, :, :, xs] for x in (t.rgb, t.alpha, t.valid)))
-        losses = self._compare(image[:, :3], image[:, 3:], target, target.valid)
+        losses = self._compare(image[:, :3], image[:, 3:], target)
         losses |= self._perceptual(image[:, :3], image[:, 3:], target)
         before, depth_before = self.cache.opacity[rows[known]], self.cache.depth[rows[known]]
         agree = ((before - target.alpha.flatten()[where][:, None]).abs() < 0.3).float()

@@ -42,6 +42,25 @@ class Target:
         return Target(rgb, alpha, (valid > 0.999).float())
 
 
+def photo_losses(rgb: Tensor, alpha: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Huber losses (beta 0.05) of premultiplied colour and of alpha, means over the photograph's pixels.
+
+    Args: rgb (1, 3, S, S) premultiplied and alpha (1, 1, S, S) of a render, of the target's size.
+    """
+    count = target.valid.sum().clamp(min=1.0)
+
+    def huber(a: Tensor, b: Tensor) -> Tensor:
+        error = F.smooth_l1_loss(a, b, reduction="none", beta=0.05).mean(dim=1, keepdim=True)
+        return (error * target.valid).sum() / count
+
+    return huber(rgb, target.rgb), huber(alpha, target.alpha)
+
+
+def over_white(rgb: Tensor, alpha: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Render and photo over white for a perceptual distance, black where the photograph knows nothing."""
+    return (rgb + 1 - alpha) * target.valid, (target.rgb + 1 - target.alpha) * target.valid
+
+
 def uncropped(target: Target, crop: Tensor) -> Target:
     """The photo as the plain camera would show it, without its similarity of the image plane.
 

@@ -55,7 +55,7 @@ class Anchors:
 
     def __init__(
         self, ring: AnchorRing, reference_c2w: Tensor, reference_fovy: Tensor, shape: tuple, depth_of: DepthFn,
-        generator: torch.Generator, k: int = 8,
+        generator: torch.Generator, k: int = 4,
     ):  # fmt: skip
         c2w, fovy = ring.cameras(reference_c2w)
         self.c2w, self.fovy = torch.cat([reference_c2w, c2w]), torch.cat([reference_fovy, fovy])

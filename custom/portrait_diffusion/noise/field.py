@@ -19,7 +19,8 @@ class NoiseField:
 
     Args:
         channels: C of the latents.
-        resolution: V, cells along an edge; a cell should be a third of a latent pixel or less. V^3 C numbers are kept.
+        resolution: V, cells along an edge, 1.5 times the latent pixels along an edge: the depths of two views are not
+            so exact that they find the same finer cells, and coarser ones leave pixels without any. V^3 C numbers.
         generator: source of the numbers, on the device where the field is to lie.
         radius: half edge of the cube, scene units.
     """

@@ -35,7 +35,7 @@ class MVNRSNoise(NoiseSampler):
         max_pair_deg: float = 60.0  # views further apart are no neighbours
         geometry_every: int = 50  # steps between looks at the geometry; one render of depth for each anchor
         geometry_tolerance: float = 0.01  # mean change of depth above which an anchor is made anew, scene units
-        cells: int = 8  # k; a latent pixel is cut into k x k cells to be carried
+        cells: int = 4  # k; a latent pixel is cut into k x k cells to be carried
 
         def __post_init__(self) -> None:
             if self.candidates < 2 or self.resample_every < 1:
@@ -51,11 +51,17 @@ class MVNRSNoise(NoiseSampler):
         self._anchors: Anchors | None = None
         self._geometry: tuple | None = None
         self._steps = 0
+        self._saved: dict | None = None
 
     def set_geometry(self, depth_of, reference_c2w: Tensor, reference_fovy: Tensor) -> None:
         """What the anchors see: ``depth_of(c2w, fovy) -> (B, h, w)`` on the latent grid, and the photo's camera."""
         self._geometry = depth_of, reference_c2w, reference_fovy
         self._anchors = None
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether `set_geometry` was called."""
+        return self._geometry is not None
 
     @property
     def anchors(self) -> Anchors | None:
@@ -118,8 +124,13 @@ class MVNRSNoise(NoiseSampler):
         if self._anchors is None:
             depth_of, c2w, fovy = self._geometry
             ring = AnchorRing(tuple(self.cfg.azimuths), tuple(self.cfg.elevations))
-            self._anchors = Anchors(ring, c2w, fovy, request.shape[1:], depth_of, request.generator, self.cfg.cells)
-        elif self._steps % self.cfg.geometry_every == 0:
+            # restored anchors are overwritten: making them must not draw from the step's own generator
+            g = request.generator if self._saved is None else torch.Generator(request.generator.device)
+            self._anchors = Anchors(ring, c2w, fovy, request.shape[1:], depth_of, g, self.cfg.cells)
+            if self._saved is not None:
+                self._anchors.load_state_dict(self._saved)
+                self._saved = None
+        if self._steps and self._steps % self.cfg.geometry_every == 0:
             self._anchors.update_geometry(request.generator, self.cfg.geometry_tolerance)
         self._steps += 1
         depth = latent_depth(request.depth, request.depth.shape[-1] // request.shape[-1])
@@ -151,14 +162,9 @@ class MVNRSNoise(NoiseSampler):
 
     def state_dict(self) -> dict:
         """Everything needed to go on bit for bit, besides the guidance's generator."""
-        return {"steps": self._steps, "anchors": None if self._anchors is None else self._anchors.state_dict()}
+        anchors = self._saved if self._anchors is None else self._anchors.state_dict()
+        return {"steps": self._steps, "anchors": anchors}
 
-    def load_state_dict(self, state: dict, request: NoiseRequest | None = None) -> None:
-        """Restore `state_dict`; with anchors in it the geometry must be set and a request tells the latents' shape."""
-        if state["anchors"] is not None:
-            if self._anchors is None:
-                if request is None:
-                    raise UsageError("Restoring anchors needs a NoiseRequest, which tells the latents' shape.")
-                self._carried(request)
-            self._anchors.load_state_dict(state["anchors"])
-        self._steps = state["steps"]
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`; the anchors are made with the first request, which tells the latents' shape."""
+        self._anchors, self._saved, self._steps = None, state["anchors"], state["steps"]

@@ -44,6 +44,13 @@ class NoiseSampler(BaseObject):
         """(B, C, h, w), standard normal."""
         raise NotImplementedError
 
+    def state_dict(self) -> dict:
+        """Tensors and plain values with which another sampler of the same settings goes on bit for bit."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`."""
+
     def compares_now(self) -> bool:
         """Whether the coming step is one of comparison: the guidance then draws one timestep for all views."""
         return False
@@ -90,7 +97,7 @@ class ObjectNoise(NoiseSampler):
 
     @dataclass
     class Config(NoiseSampler.Config):
-        resolution: int = 96  # cells along the box's edge; a third of a latent pixel or less: 96 for 32 x 32 latents
+        resolution: int = 96  # cells along the box's edge; 1.5 times that of the latents: 96 for 64 x 64
         gamma: float = 1e-4  # share of the noise that is renewed at each call, in [0, 1]
         probes: int = 6  # k; a latent pixel's surface is probed at k x k places
         seed: int = 0  # of the field
@@ -101,6 +108,17 @@ class ObjectNoise(NoiseSampler):
         super().configure()
         self._field: NoiseField | None = None
         self._generator: torch.Generator | None = None
+        self._saved: dict = {}
+
+    def state_dict(self) -> dict:
+        """Field and generator, once there are any."""
+        if self._field is None:
+            return self._saved
+        return {"field": self._field.state_dict(), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`; the field is made with the first request."""
+        self._field, self._saved = None, state
 
     def __call__(self, request: NoiseRequest) -> Tensor:
         """(B, C, h, w) standard normal, equal where views see the same surface.
@@ -112,11 +130,16 @@ class ObjectNoise(NoiseSampler):
                 "portrait-diffusion-object-noise needs the depth of the renders, and the system gives the guidance "
                 "none; use portrait-diffusion-iid-noise there."
             )
+        fresh = self._field is None and not self._saved
         if self._field is None:
             device = request.generator.device
             self._generator = torch.Generator(device=device).manual_seed(self.cfg.seed)
             self._field = NoiseField(request.shape[1], self.cfg.resolution, self._generator)
-        elif self.cfg.gamma > 0:
+        if self._saved:
+            self._field.load_state_dict(self._saved["field"])
+            self._generator.set_state(self._saved["generator"].cpu())
+            self._saved = {}
+        if not fresh and self.cfg.gamma > 0:
             self._field.refresh(self.cfg.gamma, self._generator)
         depth = latent_depth(request.depth, request.depth.shape[-1] // request.shape[-1])
         noise, _ = self._field.render(depth, request.c2w, request.fovy, request.generator, self.cfg.probes)

@@ -1,0 +1,1 @@
+"""Data modules: the photo and the cameras of training, validation and test."""

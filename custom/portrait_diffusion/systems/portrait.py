@@ -1,0 +1,350 @@
+"""The stages after the initialization as one system, registered as ``portrait-diffusion-system``.
+
+Photo -> initialization (`inversion`) -> restore -> refine. The initialization fills geometry and photo camera before
+the first step; the stages change the geometry's restoration grid, whose gate is closed where the photo shows the head
+(the Detail Preservation Block of arXiv 2411.10369, whose internals are not published; this is ours).
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ..errors import UsageError
+from ..host import BaseLift3DSystem, C, config_to_primitive, find, register, update_if_possible
+from ..inversion.camera import PhotoCamera
+from ..inversion.config import InversionConfig
+from ..inversion.engine import Inversion
+from ..inversion.start import initial_camera, load_perceptual
+from ..inversion.target import Target, over_white, photo_losses, target_from_photo
+from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
+from ..priors.bundled import WEIGHTS, BundledPrior
+from ..priors.storage import load_spec
+from . import losses
+from .preservation import restoration_gate
+from .stages import Schedule
+
+
+@dataclass
+class ExtraGuidance:
+    """Another guidance beside the system's own, with its own prompts."""
+
+    type: str = ""
+    guidance: dict = field(default_factory=dict)
+    weight: Any = 1.0
+    stages: list = field(default_factory=lambda: ["refine"])
+    prompt_processor_type: str = ""
+    prompt_processor: dict = field(default_factory=dict)
+
+
+@register("portrait-diffusion-system")
+class PortraitSystem(BaseLift3DSystem):
+    """Initialization from a photo, then the stages of the configuration."""
+
+    @dataclass
+    class Config(BaseLift3DSystem.Config):
+        stages: dict = field(default_factory=dict)  # restore and refine, see systems.stages.StageConfig
+        prior: dict = field(default_factory=dict)  # checkpoint and encoder: weight files; the shipped ones without
+        inversion: dict = field(default_factory=dict)  # the initialization, see inversion.config.InversionConfig
+        init: bool = True  # start from the photo; false starts from the geometry as it is
+        restoration_resolution: int = 96  # edge of the grid that the stages change, voxels
+        detail_preservation: bool = True  # close the grid where the photo shows the head; false leaves it open
+        preservation_thickness: float = 0.05  # how far behind the visible surface it is closed, scene units
+        extra_guidances: list = field(default_factory=list)  # more guidances, see ExtraGuidance
+        seed: int = 0  # of the initialization
+
+    cfg: Config
+
+    # ---- building ------------------------------------------------------------------------------------------------
+    def configure(self) -> None:
+        plain = {key: config_to_primitive(getattr(self.cfg, key)) for key in ("stages", "geometry", "inversion")}
+        self._schedule = Schedule(plain["stages"])
+        self._check_losses()
+        self._inversion = InversionConfig(**plain["inversion"])
+        if self.cfg.init:
+            self.cfg.geometry = self.head_sizes() | plain["geometry"]
+        super().configure()
+        self.photo_camera = PhotoCamera().requires_grad_(False)
+        self._target: Target | None = None
+        self._perceptual = None
+        self._known_at: tuple | None = None
+        self._saved: dict | None = None
+
+    def _check_losses(self) -> None:
+        known = {f"lambda_{name}" for name in losses.known_names()}
+        for name, stage in self._schedule.stages.items():
+            for key in stage.loss:
+                if key not in known:
+                    raise UsageError(
+                        f"system.stages.{name}.loss has no '{key}'; there are {', '.join(sorted(known))}."
+                    )
+
+    def prior_files(self) -> tuple[Path, Path]:
+        """Weight files of generator and encoder."""
+        given = self.cfg.prior
+        return tuple(
+            Path(given.get(key) or WEIGHTS / f"{name}.safetensors")
+            for key, name in (("checkpoint", "prior"), ("encoder", "encoder"))
+        )
+
+    def head_sizes(self) -> dict:
+        """Keys of the geometry that the initialization's head needs."""
+        spec, inversion = load_spec(self.prior_files()[0], "generator"), self._inversion
+        sizes = {
+            "channels": spec.plane_channels, "resolution": spec.plane_resolution, "hidden": spec.decoder_hidden,
+            "frontal_layers": spec.frontal_layers, "restoration_resolution": self.cfg.restoration_resolution,
+        }
+        if inversion.detail_steps:
+            sizes |= {"detail_resolution": inversion.detail_resolution, "detail_depth": inversion.detail_depth}
+        return sizes
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        photo = getattr(self.trainer.datamodule, "photo", None) if self._wants_photo() else None
+        if photo is not None:
+            self._target = target_from_photo(photo.rgb, photo.alpha, photo.valid, max(128, self._inversion.detail_size))
+        fresh = self.global_step == 0 and not self.resumed and self.cfg.weights is None
+        if self.cfg.init and fresh:
+            self.initialize(photo)
+        if self._target is not None:
+            self._perceptual = self._load_perceptual()
+        if self.cfg.guidance_type:
+            self.guidance = find(self.cfg.guidance_type)(self.cfg.guidance)
+            self._prompts = self._prompt(self.cfg.prompt_processor_type, self.cfg.prompt_processor)
+            if self._saved is not None and hasattr(self.guidance, "load_state_dict"):
+                self.guidance.load_state_dict(self._saved["guidance"])
+                self._known_at = tuple(self._saved["known_at"]) if self._saved["known_at"] else None
+                self._give_geometry()
+        extras = [ExtraGuidance(**extra) for extra in config_to_primitive(self.cfg.extra_guidances)]
+        self._others = [
+            (extra, find(extra.type)(extra.guidance), self._prompt(extra.prompt_processor_type, extra.prompt_processor))
+            for extra in extras
+        ]
+
+    def _wants_photo(self) -> bool:
+        return self.cfg.init or any(stage.reference_every for stage in self._schedule.stages.values())
+
+    @staticmethod
+    def _prompt(kind: str, section: dict) -> Any:
+        return find(kind)(section) if kind else None
+
+    def _load_perceptual(self):
+        """ST-LPIPS if any stage weighs it."""
+        wanted = any(stage.loss.get("lambda_perceptual") for stage in self._schedule.stages.values())
+        net = load_perceptual(InversionConfig(lambda_perceptual=1.0)) if wanted else None
+        return None if net is None else net.to(self.device)
+
+    def initialize(self, photo) -> None:
+        """Fit the prior to the photo and take the head over; on a CPU, whatever the stages train on."""
+        prior = BundledPrior(*self.prior_files())
+        camera, net = initial_camera(photo), load_perceptual(self._inversion)
+        fit = Inversion(prior, self._target, camera, self._inversion, net, self.cfg.seed)
+        self.adopt(fit.run())
+
+    @torch.no_grad()
+    def adopt(self, fit: Inversion) -> None:
+        """Take over the head and the camera of a finished fit, and close the gate where the photo shows the head."""
+        geometry = self.geometry
+        geometry.set_planes(fit.planes())
+        geometry.set_decoder(fit.weights)
+        self.photo_camera.load_state_dict(fit.camera.state_dict())
+        geometry.restoration.zero_()
+        gate = torch.ones_like(geometry.restoration_gate)
+        if self.cfg.detail_preservation:
+            gate = restoration_gate(geometry, self.photo_camera, self.cfg.preservation_thickness)
+        geometry.restoration_gate.copy_(gate)
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+    def preprocess_data(self, batch: Any, stage: str) -> None:
+        """Training cameras are those of this very step, so that a resumed run sees what an uninterrupted one would."""
+        cameras = getattr(self.trainer.train_dataloader, "dataset", None) if stage == "train" else None
+        if hasattr(cameras, "batch_at"):
+            fresh = cameras.batch_at(self.true_global_step)
+            batch.clear()
+            batch.update({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in fresh.items()})
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.renderer(**batch)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        place = self._schedule.at(self.true_global_step)
+        stage = place.stage
+        if self._target is not None and stage.shows_photo(place.step):
+            found, out = self._photo_losses(stage.resolution_at(place.step))
+        else:
+            out = self(batch)
+            found = self._guidance_losses(batch, out, place)
+        found |= {name: loss(out) for name, loss in losses.RENDER_LOSSES.items() if self._weight(place, name)}
+        grid = getattr(self.geometry, "restoration", None)
+        if grid is not None:
+            free = grid * self.geometry.restoration_gate
+            found |= {name: loss(free) for name, loss in losses.GRID_LOSSES.items() if self._weight(place, name)}
+        total = sum((self._weight(place, name) * value for name, value in found.items()), out["opacity"].sum() * 0)
+        for name, value in found.items():
+            self.log(f"train/{name}", value.detach())
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return {"loss": total}
+
+    def _weight(self, place, name: str) -> float:
+        """Weight of a loss at a step of the stage; guidances carry theirs already."""
+        if name.startswith("guidance"):
+            return 1.0
+        return scheduled(place.stage.loss.get(f"lambda_{name}", 0.0), place.step)
+
+    def _photo_losses(self, size: int) -> tuple[dict, dict]:
+        """Losses of the photo's own view, and its render."""
+        rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
+        out = self.renderer(rays_o=rays_o, rays_d=rays_d)
+        rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
+        target = self._target.resized(size)
+        target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
+        colour, silhouette = photo_losses(rgb, alpha, target)
+        found = {"rgb": colour, "alpha": silhouette}
+        if self._perceptual is not None:
+            found["perceptual"] = self._perceptual(*over_white(rgb, alpha, target)).mean()
+        return found, out
+
+    def _guidance_losses(self, batch: dict, out: dict, place) -> dict[str, Tensor]:
+        """Losses of the system's guidance and of the others, each times its weight."""
+        found: dict[str, Tensor] = {}
+        weight = scheduled(place.stage.guidance, place.step)
+        if self.cfg.guidance_type and weight:
+            self._prepare_guidance(place)
+            found |= self._ask(self.guidance, self._prompts, weight, "guidance", batch, out)
+        for k, (extra, guidance, prompts) in enumerate(self._others):
+            weight = scheduled(extra.weight, place.step) if place.name in extra.stages else 0.0
+            if weight:
+                update_if_possible(guidance, self.true_current_epoch, self.true_global_step)
+                found |= self._ask(guidance, prompts, weight, f"guidance_extra{k}", batch, out)
+        return found
+
+    def _ask(self, guidance, prompts, weight: float, name: str, batch: dict, out: dict) -> dict[str, Tensor]:
+        """Every loss of a guidance, called as threestudio's are, with the render's geometry beside."""
+        given = {k: v for k, v in batch.items() if k not in ("rays_o", "rays_d", "height", "width")}
+        geometry = {"depth": out["depth"], "opacity": out["opacity"]}
+        if "comp_normal" in out:
+            geometry["normals"] = unit_normals(out["comp_normal"], out["opacity"])
+        answer = guidance(out["comp_rgb"], prompts() if prompts is not None else None, **given, **geometry,
+                          rgb_as_latents=False)  # fmt: skip
+        for key, value in answer.items():
+            if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+                self.log(f"train/{name}_{key}", value.detach() if isinstance(value, Tensor) else float(value))
+        return {f"{name}_{key}": weight * value for key, value in answer.items() if key.startswith("loss_")}
+
+    def _prepare_guidance(self, place) -> None:
+        """Timesteps of the stage; known views and geometry for guidances that want them."""
+        stage, guidance = place.stage, self.guidance
+        if hasattr(guidance, "set_min_max_steps"):
+            low, high = (scheduled(v, place.step) for v in (stage.min_step_percent, stage.max_step_percent))
+            guidance.set_min_max_steps(low, high)
+        turn = (place.name, place.step // stage.views_every if stage.views_every else 0)
+        if self._known_at == turn:
+            return
+        self._known_at = turn
+        if hasattr(guidance, "set_views"):
+            guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
+        self._give_geometry()
+
+    def _give_geometry(self) -> None:
+        """The head's depth for a noise sampler that asks for it, once."""
+        sampler = getattr(self.guidance, "noise_sampler", None)
+        if hasattr(sampler, "set_geometry") and not sampler.has_geometry:
+            c2w, fovy, _ = self.photo_camera.pose()
+            sampler.set_geometry(self._latent_depth(self.guidance.model), c2w.to(self.device), fovy.to(self.device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a guidance keeps between steps belongs to the run."""
+        if hasattr(getattr(self, "guidance", None), "state_dict"):
+            known = list(self._known_at) if self._known_at else None
+            checkpoint["portrait"] = {"guidance": self.guidance.state_dict(), "known_at": known}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._saved = checkpoint.get("portrait")
+
+    @torch.no_grad()
+    def known_views(self, azimuths: list, size: int):
+        """The photo's own view of the head and renders at azimuths (degrees), for `guidance.set_views`."""
+        from ..guidance.hpdm.views import Views
+
+        c2w, fovy, crop = (x.to(self.device) for x in self.photo_camera.pose())
+        around = torch.tensor([float(a) for a in azimuths], device=self.device)
+        ring = orbit_c2w(around, torch.zeros_like(around))
+        poses, angles = torch.cat([c2w, ring]), torch.cat([fovy, canonical_fovy(c2w).expand(len(ring))])
+        plain = crop.new_tensor([[1.0, 0.0, 0.0]]).expand(len(ring), -1)
+        crops = torch.cat([crop, plain])
+        out = self._look(*get_rays(poses, angles, size, size, crops))
+        rgb, opacity = out["comp_rgb"].permute(0, 3, 1, 2).clone(), out["opacity"][..., 0]
+        if self._target is not None:
+            seen = self._target.resized(size)
+            known = seen.valid.to(rgb)
+            rgb[:1] = torch.lerp(rgb[:1], (seen.rgb + 1 - seen.alpha).to(rgb), known)
+        return Views(
+            rgb, out["depth"][..., 0] * (opacity > 0.5), unit_normals(out["comp_normal"], out["opacity"]), opacity,
+            poses, angles, crops,
+        )  # fmt: skip
+
+    def _look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+        """Renders with normals of some rays, deterministic, without gradients."""
+        training, normals = self.renderer.training, self.renderer.cfg.return_normals
+        self.renderer.eval()
+        self.renderer.cfg.return_normals = True
+        try:
+            with torch.no_grad():
+                return self.renderer(rays_o=rays_o, rays_d=rays_d)
+        finally:
+            self.renderer.cfg.return_normals = normals
+            self.renderer.train(training)
+
+    def _latent_depth(self, model):
+        """depth_of(c2w, fovy) on the grid of a model's latents."""
+        from ..noise.transport import latent_depth
+
+        size, factor = model.image_size, model.factor
+
+        def depth_of(c2w: Tensor, fovy: Tensor) -> Tensor:
+            out = self._look(*get_rays(c2w, fovy, size, size))
+            return latent_depth(out["depth"][..., 0] * (out["opacity"][..., 0] > 0.5), factor)
+
+        return depth_of
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+    def _save_view(self, batch: dict[str, Any], folder: str, name: str) -> None:
+        out = self._look(batch["rays_o"], batch["rays_d"])
+        rgb = {"data_format": "HWC", "data_range": (0, 1)}
+        self.save_image_grid(
+            f"{folder}{int(batch['index'][0])}.png",
+            [
+                {"type": "rgb", "img": out["comp_rgb"][0], "kwargs": rgb},
+                {"type": "rgb", "img": out["comp_normal"][0], "kwargs": rgb},
+                {"type": "grayscale", "img": out["opacity"][0, ..., 0], "kwargs": {"cmap": None, "data_range": (0, 1)}},
+            ],
+            name=name, step=self.true_global_step,
+        )  # fmt: skip
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._save_view(batch, f"it{self.true_global_step}-", "validation_step")
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._save_view(batch, f"it{self.true_global_step}-test/", "test_step")
+
+    def on_test_epoch_end(self) -> None:
+        folder = f"it{self.true_global_step}-test"
+        self.save_img_sequence(
+            folder, folder, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=self.true_global_step
+        )
+
+
+def scheduled(value: Any, step: int) -> float:
+    """Value of a number or of a schedule ``[start, from, to, end]`` at a step of the stage."""
+    return C(OmegaConf.create(value) if isinstance(value, list) else value, 0, step)
+
+
+def unit_normals(comp_normal: Tensor, opacity: Tensor) -> Tensor:
+    """(B, H, W, 3) unit normals, 0 where the render is not opaque, from (n + 1) / 2 * opacity and (B, H, W, 1)."""
+    n = torch.nn.functional.normalize(2 * comp_normal / opacity.clamp(min=1e-6) - 1, dim=-1)
+    return n * (opacity > 0.5)

@@ -1,0 +1,127 @@
+"""What the stages after the initialization are: how long, which cameras, losses and guidance, by global step."""
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UsageError
+
+STAGES = ("restore", "refine")
+"""Stages that take training steps, in order; the initialization comes before step 0."""
+PAIRS = ("neighbours", "antipodal", "independent")
+
+
+@dataclass
+class StageConfig:
+    """One stage. Schedules (numbers or threestudio's ``[start, from, to, end]``) count the stage's own steps."""
+
+    steps: int = 0
+    """Training steps; 0 leaves the stage out."""
+    views: int = 2
+    """Views a step."""
+    pairs: str = "neighbours"
+    """How the views of a step lie: neighbours (pair_deg apart), antipodal (a half turn apart) or independent."""
+    pair_deg: list = field(default_factory=lambda: [10.0, 30.0])
+    """Smallest and largest angle between neighbours, degrees."""
+    azimuths: list = field(default_factory=lambda: [[-180.0, 180.0]])
+    """Ranges from which azimuths are taken, degrees; all parts of them come equally often."""
+    elevations: list = field(default_factory=lambda: [-15.0, 25.0])
+    """Smallest and largest elevation, degrees."""
+    resolution: list = field(default_factory=lambda: [64])
+    """Sides of the renders in pixels; the next one from each of `milestones` on."""
+    milestones: list = field(default_factory=list)
+    """Steps of the stage at which the resolution changes."""
+    reference_every: int = 2
+    """One step in so many shows the photo's own view and compares it with the photo; 0 is never."""
+    guidance: Any = 1.0
+    """Weight of the guidance's loss; a schedule. The guidance is not called where it is 0."""
+    min_step_percent: Any = 0.02
+    """Smallest timestep of the guidance as a share of all, a schedule."""
+    max_step_percent: Any = 0.6
+    """Largest timestep of the guidance as a share of all, a schedule."""
+    views_every: int = 50
+    """Steps between looks at the head for the guidance's known views; 0 is once, at the start of the stage."""
+    known_azimuths: list = field(default_factory=lambda: [90.0, -90.0, 180.0])
+    """Azimuths of renders that the guidance knows beside the photo, degrees."""
+    loss: dict = field(default_factory=dict)
+    """lambda_*: weights of the losses, schedules; what is missing counts as 0. See `systems.losses`."""
+
+    def __post_init__(self) -> None:
+        if self.pairs not in PAIRS:
+            raise UsageError(f"pairs must be one of {', '.join(PAIRS)}; got '{self.pairs}'.")
+        for name, low in (("steps", 0), ("views", 1), ("reference_every", 0), ("views_every", 0)):
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
+        if len(self.milestones) != len(self.resolution) - 1 or list(self.milestones) != sorted(self.milestones):
+            raise UsageError(
+                f"milestones must be {len(self.resolution) - 1} rising steps, one fewer than resolution has sizes; got "
+                f"{list(self.milestones)}."
+            )
+        ranges = [*self.azimuths, self.elevations, self.pair_deg]
+        if not self.azimuths or any(len(r) != 2 or r[0] > r[1] for r in ranges):
+            raise UsageError("azimuths must be a list of [low, high], elevations and pair_deg one [low, high] each.")
+
+    def resolution_at(self, step: int) -> int:
+        """Side of the renders at a step of the stage."""
+        return int(self.resolution[sum(step >= m for m in self.milestones)])
+
+    def shows_photo(self, step: int) -> bool:
+        """Whether a step of the stage shows the photo's own view."""
+        return self.reference_every > 0 and step % self.reference_every == 0
+
+
+@dataclass
+class Place:
+    """Where training is: the stage's name and settings, its own step, and its first global step."""
+
+    name: str
+    stage: StageConfig
+    step: int
+    start: int
+
+
+class Schedule:
+    """The stages of a configuration in order.
+
+    Args: stages {name: settings}, names of `STAGES`.
+    Raises: UsageError naming the stage and what is wrong with it.
+    """
+
+    def __init__(self, stages: dict):
+        unknown = sorted(set(stages) - set(STAGES))
+        if unknown:
+            raise UsageError(f"system.stages has no stage '{unknown[0]}'; there are {', '.join(STAGES)}.")
+        self.stages = {}
+        for name in STAGES:
+            if stages.get(name):
+                try:
+                    self.stages[name] = StageConfig(**stages[name])
+                except (TypeError, UsageError) as error:
+                    text = str(error).replace("StageConfig.__init__() got an unexpected keyword argument", "no key")
+                    raise UsageError(f"system.stages.{name}: {text}") from error
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages.values())
+
+    def boundaries(self) -> list[int]:
+        """Global steps at which a stage ends."""
+        ends, end = [], 0
+        for stage in self.stages.values():
+            end += stage.steps
+            if stage.steps:
+                ends.append(end)
+        return ends
+
+    def at(self, step: int) -> Place:
+        """Where a global step is; after the last one the last step of the last stage. Raises UsageError if none."""
+        start, found = 0, None
+        for name, stage in self.stages.items():
+            if not stage.steps:
+                continue
+            found = Place(name, stage, min(step - start, stage.steps - 1), start)
+            if step < start + stage.steps:
+                return found
+            start += stage.steps
+        if found is None:
+            raise UsageError("system.stages has no stage with steps; set system.stages.refine.steps, for example.")
+        return found

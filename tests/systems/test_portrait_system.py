@@ -1,0 +1,184 @@
+"""The system on its own host: initialization, stages, gates, losses, resuming."""
+import pytest
+import torch
+
+pl = pytest.importorskip("pytorch_lightning")
+pytest.importorskip("diffusers")
+from pathlib import Path  # noqa: E402
+
+from portrait_diffusion import host  # noqa: E402
+from portrait_diffusion.data.portrait import PortraitDataModule  # noqa: E402
+from portrait_diffusion.errors import UsageError  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
+from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
+from portrait_diffusion.systems.portrait import PortraitSystem  # noqa: E402
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
+SIZE = 32
+INVERSION = {
+    "latent_steps": 2, "latent_size": 32, "latent_samples": 6, "novel_views": 2, "novel_size": 16, "detail_steps": 2,
+    "detail_size": 48, "detail_resolution": 48, "lambda_perceptual": 0.0,
+}  # fmt: skip
+STAGES = {
+    "restore": {"steps": 3, "resolution": [16], "loss": {"lambda_rgb": 1.0, "lambda_alpha": 1.0, "lambda_opaque": 0.1}},
+    "refine": {
+        "steps": 3, "resolution": [16, SIZE], "milestones": [2], "views_every": 2, "max_step_percent": [0, 0.6, 0.4, 3],
+        "loss": {"lambda_rgb": 1.0, "lambda_tv": 0.1, "lambda_restoration": 0.1, "lambda_depth_smooth": 1.0},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    tiny = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=SIZE)
+    return str(save_hpdm(tiny, tmp_path_factory.mktemp("hpdm")))
+
+
+@pytest.fixture(scope="module")
+def data():
+    module = PortraitDataModule({"image_path": str(PHOTO), "stages": STAGES, "eval_size": SIZE, "n_val_views": 2,
+                                 "n_test_views": 3})  # fmt: skip
+    module.setup()
+    return module
+
+
+@pytest.fixture(scope="module")
+def head(data, model):
+    """State of a system after its initialization."""
+    system = make(model, {})
+    fit(system, data, 0)
+    return {name: value.clone() for name, value in system.state_dict().items()}
+
+
+def section(model, stages=STAGES, **changes) -> dict:
+    return {
+        "stages": stages, "inversion": INVERSION, "restoration_resolution": 12,
+        "geometry_type": "portrait-diffusion-triplane", "material_type": "portrait-diffusion-no-material",
+        "background_type": "portrait-diffusion-white-background", "renderer_type": "portrait-diffusion-volume-renderer",
+        "renderer": {"num_samples_per_ray": 12, "num_importance_samples": 12, "randomized": False},
+        "guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": model},
+        "optimizer": {"name": "Adam", "args": {"lr": 0.05}, "params": {"geometry.restoration": {}}}, **changes,
+    }  # fmt: skip
+
+
+def make(model, stages=STAGES, **changes) -> PortraitSystem:
+    torch.manual_seed(0)
+    return PortraitSystem(section(model, stages, **changes))
+
+
+def fit(system, data, steps, checkpoint=None, folder=None):
+    if folder is not None:
+        system.set_save_dir(str(folder))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, max_epochs=-1,
+    )  # fmt: skip
+    trainer.fit(system, datamodule=data, ckpt_path=checkpoint)
+    return trainer
+
+
+def test_the_stages_change_the_restoration_grid_where_the_photo_does_not_see(data, model, head, monkeypatch):
+    system = make(model)
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    fit(system, data, 6)
+    after = system.state_dict()
+    changed = {name for name, value in head.items() if not torch.equal(value, after[name])}
+    assert changed == {"geometry.restoration"}
+    gate, grid = after["geometry.restoration_gate"], after["geometry.restoration"]
+    assert 0 < float(gate.mean()) < 1 and float(gate.min()) == 0 and float(gate.max()) == 1
+    assert float(grid[(gate == 0).expand_as(grid)].abs().max()) == 0, "what the photo shows is not touched"
+    assert float(grid[(gate == 1).expand_as(grid)].abs().max()) > 0
+
+
+def test_without_preservation_everything_may_change(data, model):
+    system = make(model, {"refine": {"steps": 1, "resolution": [16]}}, detail_preservation=False)
+    fit(system, data, 0)
+    assert bool((system.geometry.restoration_gate == 1).all())
+
+
+def test_the_gate_is_closed_in_front_and_open_behind(head):
+    gate = head["geometry.restoration_gate"][0, 0, 0]  # depth from the back to the front, rows, columns
+    middle = gate[:, 4:8, 4:8].mean(dim=(1, 2))
+    assert float(middle[0]) > 0.99 and float(middle[-1]) < 0.1, "0.1: at the nose the surface turns away"
+
+
+@pytest.mark.parametrize("sampler", ["iid", "mvnrs", "object"])
+def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler):
+    """Cameras, noise, known views and anchors: 4 steps and 2 more are 6, though views_every is 2 and not 4."""
+    noise = {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 2} if sampler == "mvnrs" else {}
+    stages = {name: stage | {"views_every": 3} for name, stage in STAGES.items()}
+    guidance = {"pretrained_model_name_or_path": model, "noise_sampler_type": f"portrait-diffusion-{sampler}-noise",
+                "noise_sampler": noise}  # fmt: skip
+
+    def started(resumed=False):
+        system = PortraitSystem(section(model, stages, guidance=guidance), resumed=resumed)
+        monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+        return system
+
+    whole = started()
+    fit(whole, data, 6)
+    first = started()
+    fit(first, data, 4).save_checkpoint(tmp_path / "four.ckpt")
+    second = started(resumed=True)
+    fit(second, data, 6, checkpoint=str(tmp_path / "four.ckpt"))
+    assert torch.equal(whole.geometry.restoration, second.geometry.restoration)
+    assert float((whole.geometry.restoration - first.geometry.restoration).abs().max()) > 0
+
+
+def test_losses_that_do_not_exist_are_named(model):
+    with pytest.raises(UsageError, match="system.stages.refine.loss has no 'lambda_magic'"):
+        make(model, {"refine": {"steps": 1, "loss": {"lambda_magic": 1.0}}})
+
+
+class Grey(host.BaseObject):
+    """A guidance of another system's kind: wants grey pictures, knows nothing of geometry."""
+
+    calls = 0
+
+    def __call__(self, rgb, prompt_utils, elevation, azimuth, camera_distances, rgb_as_latents=False, **kwargs):
+        type(self).calls += 1
+        return {"loss_sds": (rgb - 0.5).square().mean(), "grad_norm": rgb.norm(), "eval": {}}
+
+
+def test_other_guidances_mix_in_by_stage(data, model, head, monkeypatch):
+    found = {"grey": Grey}
+    original = host.find
+    monkeypatch.setattr("portrait_diffusion.systems.portrait.find", lambda name: found.get(name) or original(name))
+    system = make(model, guidance_type="", extra_guidances=[{"type": "grey", "weight": 2.0, "stages": ["refine"]}])
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    logged = {}
+    monkeypatch.setattr(system, "log", lambda name, value, **kwargs: logged.setdefault(name, float(value)))
+    fit(system, data, 6)
+    assert Grey.calls == 1, "of the refining steps 0, 1, 2 every second shows the photo"
+    weighted = logged["train/guidance_extra0_loss_sds"]
+    assert weighted > 0 and "train/guidance_loss_sds" not in logged
+
+
+def test_mvnrs_gets_its_geometry_and_the_photo_is_among_the_known_views(data, model, head, monkeypatch):
+    stages = {"refine": STAGES["refine"] | {"reference_every": 0}}
+    sampler = {"noise_sampler_type": "portrait-diffusion-mvnrs-noise",
+               "noise_sampler": {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 1}}  # fmt: skip
+    system = make(model, stages, guidance={"pretrained_model_name_or_path": model, **sampler})
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    fit(system, data, 2)
+    assert system.guidance.noise_sampler.anchors is not None
+    views = system.known_views([90.0, 180.0], SIZE)
+    photo = system._target.resized(SIZE)
+    assert len(views) == 3
+    inside = photo.valid[0] > 0
+    over_white = (photo.rgb + 1 - photo.alpha)[0]
+    torch.testing.assert_close(views.rgb[0][inside.expand(3, -1, -1)], over_white[inside.expand(3, -1, -1)])
+    length = views.normals.norm(dim=-1)
+    assert bool(((length - 1).abs() < 1e-4)[views.opacity > 0.5].all())
+
+
+def test_validation_and_test_write_pictures_and_a_film(data, model, head, monkeypatch, tmp_path):
+    system = make(model)
+    system.load_state_dict(head)
+    system.set_save_dir(str(tmp_path))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.validate(system, datamodule=data, verbose=False)
+    trainer.test(system, datamodule=data, verbose=False)
+    assert (tmp_path / "it0-0.png").is_file() and (tmp_path / "it0-test" / "2.png").is_file()
+    assert (tmp_path / "it0-test.mp4").stat().st_size > 1000
