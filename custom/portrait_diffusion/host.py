@@ -91,14 +91,13 @@ else:
     _modules = _get_modules()
 
 __all__ = [
-    "IN_THREESTUDIO", "BaseBackground", "BaseExplicitGeometry", "BaseGeometry", "BaseImplicitGeometry",
-    "BaseLift3DSystem", "BaseMaterial", "BaseModule", "BaseObject", "BaseSystem", "C", "C_max", "ExperimentConfig",
-    "REGISTERS_SYSTEMS",
-    "Exporter", "ExporterOutput", "Mesh", "Rasterizer", "Renderer", "SaverMixin", "Updateable", "VolumeRenderer",
-    "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "describe", "dump_config",
-    "find", "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights", "parse_optimizer",
-    "parse_scheduler", "parse_structured", "prepare_resolvers", "register", "registered_names", "set_device",
-    "update_end_if_possible", "update_if_possible", "warn",
+    "C", "IN_THREESTUDIO", "REGISTERS_SYSTEMS", "BaseBackground", "BaseExplicitGeometry", "BaseGeometry",
+    "BaseImplicitGeometry", "BaseLift3DSystem", "BaseMaterial", "BaseModule", "BaseObject", "BaseSystem", "C_max",
+    "ExperimentConfig", "Exporter", "ExporterOutput", "Mesh", "Rasterizer", "Renderer", "SaverMixin", "Updateable",
+    "VolumeRenderer", "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "describe",
+    "dump_config", "find", "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights",
+    "parse_optimizer", "parse_scheduler", "parse_structured", "prepare_resolvers", "register", "registered_names",
+    "set_device", "update_end_if_possible", "update_if_possible", "warn",
 ]  # fmt: skip
 
 PREFIX = "portrait-diffusion-"

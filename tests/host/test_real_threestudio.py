@@ -211,3 +211,49 @@ def test_our_guidance_trains_in_the_built_in_system(scratch, trained):
     assert guided["state_dict"].keys() == toy["state_dict"].keys(), "the guidance adds nothing to the checkpoint"
     key = next(k for k in toy["state_dict"] if "planes" in k)
     assert not torch.equal(guided["state_dict"][key], toy["state_dict"][key])
+
+
+def test_our_system_trains_resumes_and_tests_there(scratch, trained):
+    """Photo, initialization, both stages with a foreign guidance beside ours, validation, test; resuming is exact."""
+    folder = scratch / "hpdm"
+    if not folder.is_dir():
+        pytest.skip("the guidance's test makes the tiny model")
+    photo = PACKAGE.parents[1] / "examples" / "astronaut.png"
+    (scratch / "portrait.yaml").write_text(f"""
+name: portrait
+tag: run
+use_timestamp: false
+data_type: portrait-diffusion-datamodule
+data: {{image_path: {photo}, stages: "${{system.stages}}", eval_size: 32, n_val_views: 1, n_test_views: 2}}
+system_type: portrait-diffusion-system
+system:
+  stages:
+    restore: {{steps: 2, resolution: [16], loss: {{lambda_rgb: 1.0}}}}
+    refine: {{steps: 2, resolution: [16], max_step_percent: [0, 0.6, 0.4, 2], loss: {{lambda_tv: 0.1}}}}
+  inversion: {{latent_steps: 1, latent_size: 32, latent_samples: 6, novel_views: 1, novel_size: 16, detail_steps: 1,
+              detail_size: 48, detail_resolution: 48, lambda_perceptual: 0.0}}
+  restoration_resolution: 8
+  geometry_type: portrait-diffusion-triplane
+  material_type: portrait-diffusion-no-material
+  background_type: portrait-diffusion-white-background
+  renderer_type: portrait-diffusion-volume-renderer
+  renderer: {{num_samples_per_ray: 8, num_importance_samples: 8}}
+  guidance_type: portrait-diffusion-hpdm-guidance
+  guidance: {{pretrained_model_name_or_path: {folder}}}
+  extra_guidances: [{{type: toy-guidance, weight: 0.1, stages: [refine], prompt_processor_type: toy-prompt-processor}}]
+  optimizer: {{name: Adam, args: {{lr: 0.05}}, params: {{geometry.restoration: {{lr: 0.05}}}}}}
+  exporter_type: dummy-exporter
+trainer: {{max_steps: 4, log_every_n_steps: 1, num_sanity_val_steps: 0, val_check_interval: 2, precision: 32}}
+checkpoint: {{save_last: true, save_top_k: -1, every_n_train_steps: 2}}
+""")
+    launch(scratch, "--config", "portrait.yaml", "--train")
+    out = scratch / "outputs" / "portrait" / "run"
+    assert (out / "save" / "it2-0.png").is_file() and (out / "save" / "it4-test.mp4").is_file()
+    states = {p.stem: torch.load(p, weights_only=True) for p in (out / "ckpts").glob("*.ckpt")}
+    assert states["last"]["global_step"] == 4
+    assert states["last"]["state_dict"]["geometry.restoration"].abs().max() > 0
+    half = next(out.glob("ckpts/*step=2*.ckpt"))
+    launch(scratch, "--config", "portrait.yaml", "--train", "tag=resumed", f"resume={half}")
+    resumed = torch.load(scratch / "outputs" / "portrait" / "resumed" / "ckpts" / "last.ckpt", weights_only=True)
+    key = "geometry.restoration"
+    assert torch.equal(resumed["state_dict"][key], states["last"]["state_dict"][key])

@@ -56,7 +56,7 @@ def section(model, stages=STAGES, **changes) -> dict:
         "stages": stages, "inversion": INVERSION, "restoration_resolution": 12,
         "geometry_type": "portrait-diffusion-triplane", "material_type": "portrait-diffusion-no-material",
         "background_type": "portrait-diffusion-white-background", "renderer_type": "portrait-diffusion-volume-renderer",
-        "renderer": {"num_samples_per_ray": 12, "num_importance_samples": 12, "randomized": False},
+        "renderer": {"num_samples_per_ray": 12, "num_importance_samples": 12},
         "guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": model},
         "optimizer": {"name": "Adam", "args": {"lr": 0.05}, "params": {"geometry.restoration": {}}}, **changes,
     }  # fmt: skip

@@ -166,7 +166,12 @@ class PortraitSystem(BaseLift3DSystem):
             batch.update({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in fresh.items()})
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.renderer(**batch)
+        return self.renderer(**batch, generator=self._generator())
+
+    def _generator(self) -> torch.Generator:
+        """Randomness of a step's render: a function of seed and step, as everything in it."""
+        seed = self.cfg.seed * 1_000_003 + self.true_global_step
+        return torch.Generator(device=self.device).manual_seed(seed % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         place = self._schedule.at(self.true_global_step)
@@ -196,7 +201,7 @@ class PortraitSystem(BaseLift3DSystem):
     def _photo_losses(self, size: int) -> tuple[dict, dict]:
         """Losses of the photo's own view, and its render."""
         rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
-        out = self.renderer(rays_o=rays_o, rays_d=rays_d)
+        out = self({"rays_o": rays_o, "rays_d": rays_d})
         rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
         target = self._target.resized(size)
         target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
