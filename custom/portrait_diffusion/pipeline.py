@@ -26,9 +26,11 @@ from .inversion.engine import Inversion
 from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .ops.cameras import canonical_fovy, orbit_c2w
+from .optional import require
 from .photo.prepare import PreparedPhoto, prepare_photo
 from .priors.bundled import BundledPrior
 from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
+from .systems.stages import Schedule
 
 log = logging.getLogger("portrait_diffusion")
 Progress = Callable[[str, int, int, dict], None]
@@ -77,10 +79,29 @@ class SystemConfig:
     """Registered name of the class that renders them."""
     renderer: dict = field(default_factory=dict)
     """Keys of that class."""
+    stages: dict = field(default_factory=dict)
+    """Stages after the initialization, `restore` and `refine`: keys of `systems.stages.StageConfig`; default: none."""
+    guidance_type: str = ""
+    """Registered name of the guidance of the stages."""
+    guidance: dict = field(default_factory=dict)
+    """Keys of that class."""
+    extra_guidances: list = field(default_factory=list)
+    """More guidances: sections with type, guidance, weight, stages, prompt_processor_type and prompt_processor."""
+    optimizer: dict = field(default_factory=lambda: {
+        "name": "Adam", "args": {"lr": 0.02, "betas": [0.9, 0.99]}, "params": {"geometry.restoration": {}},
+    })  # fmt: skip
+    """Optimizer of the stages, as threestudio writes them: name, args and, by attribute path, params."""
+    restoration_resolution: int = 96
+    """Edge of the grid that the stages change, voxels."""
+    detail_preservation: bool = True
+    """Close that grid where the photo shows the head; false leaves it open."""
+    preservation_thickness: float = 0.05
+    """How far behind the visible surface it is closed, scene units."""
     exporter: ExportConfig = field(default_factory=ExportConfig)
     """What is written at the end, and in which sizes."""
 
     def __post_init__(self):
+        Schedule(self.stages)
         if self.prior_type != "bundled":
             raise ValueError(f"system.prior_type must be 'bundled', got '{self.prior_type}'")
 
@@ -320,7 +341,28 @@ class PortraitPipeline:
         result = self._result(fit, raw, prepared, sha256)
         result.curves = fit.curves
         result.timings = {"photo": photo_seconds, "inversion": time.perf_counter() - started - photo_seconds}
-        return result
+        return self._staged(result, fit, raw, out, tell) if Schedule(self.config.system.stages).total else result
+
+    def _staged(self, before: PortraitResult, fit: Inversion, raw: dict, out: Path | None, tell: Progress):
+        """The head after the stages of the configuration."""
+        require("pytorch_lightning", extra="train", package="pytorch-lightning")
+        from .training import run_stages
+
+        started, system = time.perf_counter(), self.config.system
+        keys = (*STAGE_KEYS, "geometry_type", "geometry", "renderer_type", "renderer")
+        section = {key: getattr(system, key) for key in keys} | {
+            "material_type": "portrait-diffusion-no-material", "background_type": "portrait-diffusion-white-background",
+            "prior": vars(system.prior), "inversion": vars(system.inversion),
+        }  # fmt: skip
+        key = run_key(before.photo_sha256, raw, system.prior, stages=True)
+        checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
+        trained, curves = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell)
+        after = _assemble(
+            self.config, raw, trained.geometry, before.camera, prepared=before.prepared,
+            photo_sha256=before.photo_sha256, curves=before.curves | curves,
+            timings=before.timings | {"stages": time.perf_counter() - started},
+        )  # fmt: skip
+        return after
 
     def _inversion(
         self, prepared: PreparedPhoto, sha256: str, raw: dict, out: Path | None, tell: Progress
@@ -357,12 +399,21 @@ class PortraitPipeline:
         return _assemble(self.config, raw, geometry, camera, prepared=prepared, photo_sha256=sha256)
 
 
-def run_key(photo_sha256: str, raw: dict, prior: PriorConfig) -> str:
+STAGE_KEYS = (
+    "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "restoration_resolution",
+    "detail_preservation", "preservation_thickness",
+)  # fmt: skip
+"""Keys of the system that matter to the stages after the initialization alone."""
+
+
+def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = False) -> str:
     """Short hash of photo, settings and weights that shape the head: a checkpoint is taken up only by its own run.
 
-    Weights count by what is in the files, not by where they lie. Raises: FileNotFoundError if one is missing.
+    Without `stages` it is that of the initialization, which their settings do not change. Weights count by what is in
+    the files, not by where they lie. Raises: FileNotFoundError if one is missing.
     """
-    system = {k: v for k, v in raw.get("system", {}).items() if k not in ("exporter", "renderer")}
+    apart = ("exporter",) if stages else ("exporter", "renderer", *STAGE_KEYS)
+    system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
     weights = [weights_sha256(path) for path in prior_paths(prior)]

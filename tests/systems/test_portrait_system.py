@@ -85,6 +85,7 @@ def test_the_stages_change_the_restoration_grid_where_the_photo_does_not_see(dat
     after = system.state_dict()
     changed = {name for name, value in head.items() if not torch.equal(value, after[name])}
     assert changed == {"geometry.restoration"}
+    assert [name for name, p in system.named_parameters() if p.requires_grad] == ["geometry.restoration"]
     gate, grid = after["geometry.restoration_gate"], after["geometry.restoration"]
     assert 0 < float(gate.mean()) < 1 and float(gate.min()) == 0 and float(gate.max()) == 1
     assert float(grid[(gate == 0).expand_as(grid)].abs().max()) == 0, "what the photo shows is not touched"

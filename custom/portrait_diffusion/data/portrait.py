@@ -119,6 +119,10 @@ class PortraitDataModule(pl.LightningDataModule):
         self.cfg = parse_structured(PortraitDataConfig, cfg or {})
         self._photo = None
 
+    def use_photo(self, photo: "PreparedPhoto") -> None:
+        """Take a photo that is already prepared."""
+        self._photo = photo
+
     @property
     def photo(self) -> "PreparedPhoto":
         """The photo in the canonical crop, prepared when first asked for."""

@@ -60,7 +60,7 @@ class PortraitSystem(BaseLift3DSystem):
     # ---- building ------------------------------------------------------------------------------------------------
     def configure(self) -> None:
         plain = {key: config_to_primitive(getattr(self.cfg, key)) for key in ("stages", "geometry", "inversion")}
-        self._schedule = Schedule(plain["stages"])
+        self.schedule = Schedule(plain["stages"])
         self._check_losses()
         self._inversion = InversionConfig(**plain["inversion"])
         if self.cfg.init:
@@ -71,10 +71,21 @@ class PortraitSystem(BaseLift3DSystem):
         self._perceptual = None
         self._known_at: tuple | None = None
         self._saved: dict | None = None
+        self._fit: Inversion | None = None
+        self._last: dict[str, float] = {}
+        self.curves: dict[str, list] = {}
+
+    def start_from(self, fit: Inversion) -> None:
+        """Take this initialization instead of making one; for hosts that made it."""
+        self._fit = fit
+
+    def last_losses(self) -> dict[str, float]:
+        """The losses of the last step, weighted."""
+        return dict(self._last)
 
     def _check_losses(self) -> None:
         known = {f"lambda_{name}" for name in losses.known_names()}
-        for name, stage in self._schedule.stages.items():
+        for name, stage in self.schedule.stages.items():
             for key in stage.loss:
                 if key not in known:
                     raise UsageError(
@@ -124,7 +135,7 @@ class PortraitSystem(BaseLift3DSystem):
         ]
 
     def _wants_photo(self) -> bool:
-        return self.cfg.init or any(stage.reference_every for stage in self._schedule.stages.values())
+        return self.cfg.init or any(stage.reference_every for stage in self.schedule.stages.values())
 
     @staticmethod
     def _prompt(kind: str, section: dict) -> Any:
@@ -132,12 +143,15 @@ class PortraitSystem(BaseLift3DSystem):
 
     def _load_perceptual(self):
         """ST-LPIPS if any stage weighs it."""
-        wanted = any(stage.loss.get("lambda_perceptual") for stage in self._schedule.stages.values())
+        wanted = any(stage.loss.get("lambda_perceptual") for stage in self.schedule.stages.values())
         net = load_perceptual(InversionConfig(lambda_perceptual=1.0)) if wanted else None
         return None if net is None else net.to(self.device)
 
     def initialize(self, photo) -> None:
         """Fit the prior to the photo and take the head over; on a CPU, whatever the stages train on."""
+        if self._fit is not None:
+            self.adopt(self._fit)
+            return
         prior = BundledPrior(*self.prior_files())
         camera, net = initial_camera(photo), load_perceptual(self._inversion)
         fit = Inversion(prior, self._target, camera, self._inversion, net, self.cfg.seed)
@@ -157,6 +171,15 @@ class PortraitSystem(BaseLift3DSystem):
         geometry.restoration_gate.copy_(gate)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
+    def configure_optimizers(self) -> Any:
+        """The configured optimizer; what it does not change gets no gradients, which are most of a render's cost."""
+        found = super().configure_optimizers()
+        optimizer = found["optimizer"] if isinstance(found, dict) else found
+        changed = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in changed)
+        return found
+
     def preprocess_data(self, batch: Any, stage: str) -> None:
         """Training cameras are those of this very step, so that a resumed run sees what an uninterrupted one would."""
         cameras = getattr(self.trainer.train_dataloader, "dataset", None) if stage == "train" else None
@@ -174,7 +197,7 @@ class PortraitSystem(BaseLift3DSystem):
         return torch.Generator(device=self.device).manual_seed(seed % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        place = self._schedule.at(self.true_global_step)
+        place = self.schedule.at(self.true_global_step)
         stage = place.stage
         if self._target is not None and stage.shows_photo(place.step):
             found, out = self._photo_losses(stage.resolution_at(place.step))
@@ -186,9 +209,13 @@ class PortraitSystem(BaseLift3DSystem):
         if grid is not None:
             free = grid * self.geometry.restoration_gate
             found |= {name: loss(free) for name, loss in losses.GRID_LOSSES.items() if self._weight(place, name)}
-        total = sum((self._weight(place, name) * value for name, value in found.items()), out["opacity"].sum() * 0)
+        weighted = {name: self._weight(place, name) * value for name, value in found.items()}
+        total = sum(weighted.values(), out["opacity"].sum() * 0)
         for name, value in found.items():
             self.log(f"train/{name}", value.detach())
+        self._last = {name: float(value.detach()) for name, value in weighted.items()}
+        for name, value in self._last.items():
+            self.curves.setdefault(f"{place.name}/{name}", []).append(value)
         self.log("train/loss", total.detach(), prog_bar=True)
         return {"loss": total}
 

@@ -1,0 +1,83 @@
+"""The stages after the initialization on our own host: one Lightning run, checkpointed, resumed where it stopped."""
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from .data.portrait import PortraitDataModule
+from .files import PARTIAL_PREFIX
+from .inversion.engine import Inversion
+from .systems.portrait import PortraitSystem
+
+log = logging.getLogger("portrait_diffusion")
+Tell = Callable[[str, int, int, dict], None]
+CHECKPOINT_SECONDS = 30.0
+"""Seconds between checkpoints; another is written at the end of every stage."""
+
+
+class Report(pl.Callback):
+    """Tells the progress of each stage and writes checkpoints.
+
+    Args: tell(stage, done, total, values); path of the checkpoint of the run, None writes none.
+    """
+
+    def __init__(self, tell: Tell, path: Path | None):
+        self.tell, self.path, self.last = tell, path, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, system: PortraitSystem, *args: Any) -> None:
+        step = trainer.global_step
+        place = system.schedule.at(step - 1)
+        self.tell(place.name, place.step + 1, place.stage.steps, system.last_losses())
+        ended = step in system.schedule.boundaries()
+        if ended or time.monotonic() - self.last > CHECKPOINT_SECONDS:
+            self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """The file is complete or not there."""
+        if self.path is not None:
+            partial = self.path.with_name(f"{PARTIAL_PREFIX}{self.path.name}")
+            trainer.save_checkpoint(partial)
+            os.replace(partial, self.path)
+        self.last = time.monotonic()
+
+
+def run_stages(
+    fit: Inversion, section: dict, photo, seed: int, checkpoint: Path | None, tell: Tell
+) -> tuple[PortraitSystem, dict]:
+    """Train the stages of a configuration from a finished initialization.
+
+    Args:
+        fit: the initialization.
+        section: the system's configuration.
+        photo: `photo.prepare.PreparedPhoto`.
+        seed: of cameras and renders.
+        checkpoint: file to resume from and to write to; None keeps nothing.
+        tell: tell(stage, done, total, values).
+    Returns: the system with the finished head, and the losses of every step of this run by name.
+    Raises: KeyboardInterrupt when interrupted; the checkpoint stays.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    resumed = checkpoint is not None and checkpoint.is_file()
+    system = PortraitSystem({**section, "seed": seed}, resumed=resumed)
+    system.start_from(fit)
+    data = PortraitDataModule({"stages": section["stages"], "seed": seed})
+    data.use_photo(photo)
+    trainer = pl.Trainer(
+        accelerator="gpu" if torch.device(system.geometry.device).type == "cuda" else "cpu", devices=1,
+        max_steps=system.schedule.total, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
+        callbacks=[Report(tell, checkpoint)],
+    )  # fmt: skip
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(system, datamodule=data, ckpt_path=str(checkpoint) if resumed else None, weights_only=True)
+    except SystemExit as exit_of_lightning:  # it answers an interruption itself, and ignores further ones
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from exit_of_lightning
+    return system.eval(), system.curves

@@ -1,0 +1,86 @@
+"""The stages through the pipeline: what a run does, that it resumes, what an interruption leaves."""
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pytorch_lightning"), pytest.importorskip("diffusers")
+from portrait_diffusion import training  # noqa: E402
+from portrait_diffusion.errors import UsageError  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
+from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
+from portrait_diffusion.pipeline import PortraitPipeline, PortraitResult  # noqa: E402
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
+STAGES = {
+    "restore": {"steps": 2, "resolution": [16], "loss": {"lambda_rgb": 1.0}},
+    "refine": {"steps": 3, "resolution": [16], "views_every": 2, "loss": {"lambda_tv": 0.1}},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    tiny = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
+    return str(save_hpdm(tiny, tmp_path_factory.mktemp("hpdm")))
+
+
+def pipeline(model, stages=STAGES, **changes) -> PortraitPipeline:
+    inversion = {
+        "latent_steps": 1, "latent_size": 32, "latent_samples": 6, "novel_views": 1, "novel_size": 16,
+        "detail_steps": 1, "detail_size": 48, "detail_resolution": 48, "lambda_perceptual": 0.0,
+    }  # fmt: skip
+    system = {
+        "inversion": inversion, "stages": stages, "restoration_resolution": 8,
+        "guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": model},
+        "renderer": {"num_samples_per_ray": 8, "num_importance_samples": 8}, **changes,
+    }  # fmt: skip
+    return PortraitPipeline.from_config({"name": "staged", "system": system})
+
+
+def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(model, tmp_path, monkeypatch):
+    seen = []
+    whole = pipeline(model).run(PHOTO, tmp_path / "whole", lambda *report: seen.append(report[:3]))
+    stages = [report for report in seen if report[0] in STAGES]
+    assert stages == [("restore", 1, 2), ("restore", 2, 2), ("refine", 1, 3), ("refine", 2, 3), ("refine", 3, 3)]
+    assert {"latent/rgb", "restore/rgb", "refine/guidance_loss_sds"} <= set(whole.curves)
+    grid = whole.geometry.restoration
+    assert float(grid.abs().max()) > 0 and whole.timings["stages"] > 0
+
+    def stop(name, done, total, values):
+        if (name, done) == ("refine", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(model).run(PHOTO, tmp_path / "broken", stop)
+    assert len(list((tmp_path / "broken" / "ckpts").glob("stages-*.ckpt"))) == 1, "the end of a stage is kept"
+    again = []
+    second = pipeline(model).run(PHOTO, tmp_path / "broken", lambda *report: again.append(report[:3]))
+    assert [report for report in again if report[0] in STAGES] == stages[2:]
+    assert torch.equal(second.geometry.restoration, grid)
+
+    from portrait_diffusion.pipeline import save_head
+
+    save_head(second, tmp_path / "broken")
+    loaded = PortraitResult.load(tmp_path / "broken")
+    points = 0.1 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.geometry.forward_density(points), whole.geometry.forward_density(points))
+
+
+def test_other_stages_keep_the_initialization(model, tmp_path, monkeypatch):
+    pipeline(model, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
+    (first,) = (tmp_path / "ckpts").glob("inversion-*.pt")
+    changed = first.stat().st_mtime_ns
+    pipeline(model, {"restore": STAGES["restore"] | {"steps": 1}}).run(PHOTO, tmp_path)
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "ckpts").glob("inversion-*.pt")] == [changed]
+    assert len(list((tmp_path / "ckpts").glob("stages-*.ckpt"))) == 2
+    monkeypatch.setattr(training, "PortraitSystem", lambda *args, **kwargs: pytest.fail("nothing to train"))
+    plain = pipeline(model, {}).run(PHOTO, tmp_path)
+    assert plain.geometry.restoration is None
+
+
+def test_wrong_stages_stop_before_any_work(model):
+    with pytest.raises(UsageError, match="system.stages has no stage 'polish'"):
+        pipeline(model, {"polish": {"steps": 1}})
+    with pytest.raises(UsageError, match="guidance.*nearest valid name|unknown key"):
+        pipeline(model, guidance={"explicit_scal": 1.0})
