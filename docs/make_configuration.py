@@ -18,8 +18,11 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT / "custom"))
 
 from portrait_diffusion import host  # noqa: E402
+from portrait_diffusion.data.portrait import PortraitDataConfig  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PipelineConfig  # noqa: E402
+from portrait_diffusion.systems.portrait import ExtraGuidance, PortraitSystem  # noqa: E402
+from portrait_diffusion.systems.stages import StageConfig  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 HEADER = """\
@@ -42,7 +45,7 @@ PLUGINS = {
     "system.guidance.noise_sampler": "portrait-diffusion-mvnrs-noise",
     "system.guidance.noise_sampler (object space)": "portrait-diffusion-object-noise",
 }
-"""Registered classes that the pipeline does not use, by where they stand in a system's configuration."""
+"""Registered classes that no default names, by where they stand in a system's configuration."""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -75,10 +78,12 @@ def default_of(field: dataclasses.Field) -> object:
     return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def section_lines(cls: type, path: str, note: str = "") -> list[str]:
-    """Markdown of one section and of those below it."""
+def section_lines(cls: type, path: str, note: str = "", own: bool = False) -> list[str]:
+    """Markdown of one section and of those below it; `own` shows only the fields that the class itself adds."""
     docs, rows, below = field_docs(cls), [], []
-    defaults = {field.name: default_of(field) for field in dataclasses.fields(cls) if field.init}
+    names = inspect.get_annotations(cls) if own else {field.name for field in dataclasses.fields(cls)}
+    shown = [field for field in dataclasses.fields(cls) if field.init and field.name in names]
+    defaults = {field.name: default_of(field) for field in shown}
     for name, default in defaults.items():
         place = f"{path}.{name}" if path else name
         registered = defaults.get(f"{name}_type")
@@ -90,8 +95,8 @@ def section_lines(cls: type, path: str, note: str = "") -> list[str]:
             text = default if isinstance(default, str) else json.dumps(default)
             shown = f"`{text}`" if text else ""
             rows.append(f"| `{name}` | {shown} | {docs.get(name, '').replace('|', chr(92) + '|')} |")
-    own = "" if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else inspect.cleandoc(cls.__doc__ or "")
-    text = " ".join(part for part in (own, note, NOTES.get(path, "")) if part)
+    told = "" if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else inspect.cleandoc(cls.__doc__ or "")
+    text = " ".join(part for part in (told, note, NOTES.get(path, "")) if part)
     lines = [f"## {path or 'Top level'}", "", *([text, ""] if text else [])]
     table = ["| key | default | meaning |", "|---|---|---|", *rows, ""] if rows else []
     return lines + table + below
@@ -100,8 +105,17 @@ def section_lines(cls: type, path: str, note: str = "") -> list[str]:
 def page() -> str:
     """The whole page."""
     lines = section_lines(PipelineConfig, "")
+    lines += section_lines(StageConfig, "system.stages.restore, system.stages.refine")
+    lines += section_lines(ExtraGuidance, "system.extra_guidances, each")
+    lines += section_lines(
+        PortraitSystem.Config, "system (in threestudio)", "Keys of `portrait-diffusion-system` beside threestudio's.",
+        own=True,
+    )  # fmt: skip
+    lines += section_lines(
+        PortraitDataConfig, "data (in threestudio)", "Keys of `portrait-diffusion-datamodule`, as data_type."
+    )
     for place, name in PLUGINS.items():
-        lines += section_lines(host.find(name).Config, place, f"Keys of `{name}`, for threestudio's systems.")
+        lines += section_lines(host.find(name).Config, place, f"Keys of `{name}`, for our system and threestudio's.")
     return HEADER + "\n" + "\n".join(lines).rstrip() + "\n"
 
 

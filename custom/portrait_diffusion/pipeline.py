@@ -90,7 +90,7 @@ class SystemConfig:
     optimizer: dict = field(default_factory=lambda: {
         "name": "Adam", "args": {"lr": 0.02, "betas": [0.9, 0.99]}, "params": {"geometry.restoration": {}},
     })  # fmt: skip
-    """Optimizer of the stages, as threestudio writes them: name, args and, by attribute path, params."""
+    """Optimizer of the stages: name, args and, by attribute path, params."""
     restoration_resolution: int = 96
     """Edge of the grid that the stages change, voxels."""
     detail_preservation: bool = True

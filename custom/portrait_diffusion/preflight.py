@@ -1,7 +1,9 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
 from .errors import EnvironmentProblem
+from .guidance.hpdm_guidance import check_model
 from .optional import require
 from .pipeline import PipelineConfig, prior_paths
+from .systems.stages import Schedule
 
 
 def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
@@ -31,6 +33,11 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
         files.append(WEIGHTS_FILE)
     if config.system.inversion.lambda_perceptual:
         files.append(find_weights("alex"))
+    if Schedule(config.system.stages).total:
+        require("pytorch_lightning", extra="train", package="pytorch-lightning")
+        if config.system.guidance_type == "portrait-diffusion-hpdm-guidance":
+            require("diffusers", extra="hpdm")
+            check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
     return [(path.name, path.stat().st_size) for path in files]
 
 

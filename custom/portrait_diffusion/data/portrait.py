@@ -38,8 +38,8 @@ class PortraitDataConfig:
     seed: int = 0  # of the training cameras
     eval_size: int = 128  # side of validation and test pictures, pixels
     eval_elevation_deg: float = 0.0  # of validation and test cameras
-    n_val_views: int = 8
-    n_test_views: int = 120
+    n_val_views: int = 8  # validation pictures, evenly around the head
+    n_test_views: int = 120  # pictures of the test film
 
 
 def camera_batch(azimuth: Tensor, elevation: Tensor, size: int) -> dict[str, Any]:

@@ -17,6 +17,18 @@ from .distillation import LOSSES, WEIGHTINGS, ddim_inversion, distillation_gradi
 BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "hpdm"
 
 
+def check_model(name_or_path: str) -> None:
+    """Whether the shipped model is there if it is meant; for those who want to know before they compute anything.
+
+    Raises: EnvironmentProblem.
+    """
+    if name_or_path == "bundled" and not BUNDLED.is_dir():
+        raise EnvironmentProblem(
+            "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
+            "guidance.pretrained_model_name_or_path."
+        )
+
+
 @register("portrait-diffusion-hpdm-guidance")
 class HPDMGuidance(BaseObject):
     """Score distillation with the multi-view diffusion model; called as threestudio's guidances are.
@@ -73,11 +85,7 @@ class HPDMGuidance(BaseObject):
     def _load(self):
         require("diffusers", extra="hpdm")
         c, path = self.cfg, self.cfg.pretrained_model_name_or_path
-        if path == "bundled" and not BUNDLED.is_dir():
-            raise EnvironmentProblem(
-                "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
-                "guidance.pretrained_model_name_or_path."
-            )
+        check_model(path)
         if path == "bundled" or (Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir()):
             from .hpdm.storage import load_hpdm
 

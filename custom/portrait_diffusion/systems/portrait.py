@@ -31,12 +31,12 @@ from .stages import Schedule
 class ExtraGuidance:
     """Another guidance beside the system's own, with its own prompts."""
 
-    type: str = ""
-    guidance: dict = field(default_factory=dict)
-    weight: Any = 1.0
-    stages: list = field(default_factory=lambda: ["refine"])
-    prompt_processor_type: str = ""
-    prompt_processor: dict = field(default_factory=dict)
+    type: str = ""  # registered name
+    guidance: dict = field(default_factory=dict)  # keys of that class
+    weight: Any = 1.0  # of its losses, a schedule of the stage's own steps
+    stages: list = field(default_factory=lambda: ["refine"])  # in which it is asked
+    prompt_processor_type: str = ""  # registered name; empty is none
+    prompt_processor: dict = field(default_factory=dict)  # keys of that class
 
 
 @register("portrait-diffusion-system")
