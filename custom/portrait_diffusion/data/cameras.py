@@ -4,6 +4,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..seeds import step_seed
+
 GOLDEN = ((math.sqrt(5) - 1) / 2, math.sqrt(2) - 1, math.sqrt(3) - 1)
 """Irrational steps of sequences that fill [0, 1) evenly (Weyl: n a mod 1); one for each quantity."""
 
@@ -33,7 +35,7 @@ def draw_angles(
 
     Args: see `systems.stages.StageConfig`; step counts from 0.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    generator = torch.Generator().manual_seed(step_seed(seed, step))
     offset = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
 
     def even(which: int, n: int) -> float:

@@ -12,6 +12,7 @@ from ..host import BaseObject, C, find, register
 from ..noise.samplers import NoiseRequest
 from ..ops.cameras import CANONICAL_DISTANCE, canonical_fovy, orbit_c2w
 from ..optional import require
+from ..seeds import step_seed
 from .distillation import LOSSES, WEIGHTINGS, ddim_inversion, distillation_gradient, distillation_loss, weighting
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "hpdm"
@@ -106,7 +107,7 @@ class HPDMGuidance(BaseObject):
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Follow the schedules; what a step draws is a function of seed and step, so that runs resume exactly."""
         c = self.cfg
-        self.generator.manual_seed((c.seed * 1_000_003 + global_step) % 2**63)
+        self.generator.manual_seed(step_seed(c.seed, global_step))
         self.set_min_max_steps(*(C(v, epoch, global_step) for v in (c.min_step_percent, c.max_step_percent)))
         self.scales = C(c.explicit_scale, epoch, global_step), C(c.implicit_scale, epoch, global_step)
         self.grad_clip = None if c.grad_clip is None else C(c.grad_clip, epoch, global_step)

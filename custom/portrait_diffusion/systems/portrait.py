@@ -22,6 +22,7 @@ from ..inversion.target import Target, over_white, photo_losses, target_from_pho
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..priors.bundled import WEIGHTS, BundledPrior
 from ..priors.storage import load_spec
+from ..seeds import step_seed
 from . import losses
 from .preservation import restoration_gate
 from .stages import Schedule
@@ -193,8 +194,7 @@ class PortraitSystem(BaseLift3DSystem):
 
     def _generator(self) -> torch.Generator:
         """Randomness of a step's render: a function of seed and step, as everything in it."""
-        seed = self.cfg.seed * 1_000_003 + self.true_global_step
-        return torch.Generator(device=self.device).manual_seed(seed % 2**63)
+        return torch.Generator(device=self.device).manual_seed(step_seed(self.cfg.seed, self.true_global_step))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         place = self.schedule.at(self.true_global_step)

@@ -33,6 +33,7 @@ from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
 from ...priors.render import half_precision
 from ...priors.train import cosine_tail, default_device
+from ...seeds import step_seed
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
 from .model import HPDM, build_mini
@@ -118,7 +119,7 @@ class Stage(pl.LightningModule):
 
     def seed_of_step(self) -> int:
         """Randomness of this step: a function of seed, step and rank."""
-        return ((self.config.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank) % (2**63)
+        return step_seed(self.config.seed, self.global_step, self.global_rank)
 
     def trained(self) -> list[nn.Module]:
         """The parts whose weights change."""
