@@ -97,11 +97,22 @@ def times(result: dict) -> str:
     )
 
 
-def page(text: str, noise: dict, kept: dict) -> str:
+def overhead(result: dict) -> str:
+    """What MV-NRS adds to a guidance step."""
+    body = [
+        [name, f"{n['ms a step']:.0f}", f"{n['rows a step']:.2f}", f"{n['time over independent']:.2f}"]
+        for name, n in result["samplers"].items()
+    ]  # fmt: skip
+    told = f"Small HPDM, random weights, two views of {result['size']} pixels, {result['device']}, "
+    header = ["noise", "ms a step", "rows of the denoiser", "time over independent"]
+    return f"{told}{result['steps']} steps:\n\n{rows(header, body)}"
+
+
+def page(text: str, noise: dict, kept: dict, cost: dict) -> str:
     """The page's text with fresh numbers between its markers."""
     parts = {
         "whiteness": whiteness(noise), "surface": sameness(noise), "settings": settings(noise), "drift": drift(kept),
-        "time": times(noise),
+        "time": times(noise), "overhead": overhead(cost),
     }  # fmt: skip
     for name, table in parts.items():
         text = insert_table(text, table, f"<!-- {name}:start -->", f"<!-- {name}:end -->")
@@ -113,10 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare the page and the results")
     args = parser.parse_args(argv)
-    files = RESULTS / "noise_whiteness.json", RESULTS / "noise_drift.json"
-    noise, kept = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    files = (RESULTS / f"noise_{name}.json" for name in ("whiteness", "drift", "overhead"))
+    noise, kept, cost = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     text = PAGE.read_text(encoding="utf-8")
-    wanted = page(text, noise, kept)
+    wanted = page(text, noise, kept, cost)
     if args.check:
         return int(wanted != text)
     write_text(PAGE, wanted)

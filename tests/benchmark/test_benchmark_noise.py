@@ -8,8 +8,8 @@ from portrait_diffusion.ops.cameras import get_rays, orbit_c2w
 
 from benchmark.scripts import load_script
 
-noise_head, noise_whiteness, noise_drift, noise_pictures, noise_page = (
-    load_script(f"noise_{name}") for name in ("head", "whiteness", "drift", "pictures", "page")
+noise_head, noise_whiteness, noise_drift, noise_pictures, noise_page, noise_overhead = (
+    load_script(f"noise_{name}") for name in ("head", "whiteness", "drift", "pictures", "page", "overhead")
 )
 SIZE, FACTOR, DISTANCE = 16, 4, 2.7
 
@@ -156,6 +156,8 @@ def test_the_picture_and_the_page_are_made_from_them(results, tmp_path, monkeypa
     copy.write_text(noise_page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(noise_page, "PAGE", copy)
     assert noise_page.main(["--check"]) == 0
+    cost = json.loads((noise_page.RESULTS / "noise_overhead.json").read_text(encoding="utf-8"))
+    (results / "noise_overhead.json").write_text(json.dumps(cost), encoding="utf-8")
     monkeypatch.setattr(noise_page, "RESULTS", results)
     assert noise_page.main(["--check"]) == 1
     assert noise_page.main([]) == 0 and noise_page.main(["--check"]) == 0
@@ -164,3 +166,20 @@ def test_the_picture_and_the_page_are_made_from_them(results, tmp_path, monkeypa
 def test_the_shipped_page_matches_the_results():
     assert noise_page.main(["--check"]) == 0
     assert (noise_page.ROOT / "docs" / "images" / "noise.png").stat().st_size < 600_000
+
+
+def test_comparing_costs_the_rows_that_it_says(tmp_path, monkeypatch):
+    """Two views, two guidance rows each; a comparison doubles them."""
+    pytest.importorskip("diffusers")
+    from portrait_diffusion.guidance.hpdm.model import build_mini
+
+    tiny = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
+    monkeypatch.setattr(noise_overhead, "build_mini", lambda image_size: tiny)
+    monkeypatch.setattr(noise_overhead, "EVERY", (1, 2))
+    out = tmp_path / "overhead.json"
+    assert noise_overhead.main(["--out", str(out), "--steps", "2", "--size", "32", "--rounds", "2"]) == 0
+    found = json.loads(out.read_text())["samplers"]
+    plain = found["independent"]["rows a step"]
+    assert found["MV-NRS, compares every 1"]["rows a step"] == 2 * plain
+    assert found["MV-NRS, compares every 2"]["rows a step"] == 1.5 * plain
+    assert all(numbers["ms a step"] > 0 for numbers in found.values())
