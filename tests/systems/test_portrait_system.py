@@ -183,3 +183,33 @@ def test_validation_and_test_write_pictures_and_a_film(data, model, head, monkey
     trainer.test(system, datamodule=data, verbose=False)
     assert (tmp_path / "it0-0.png").is_file() and (tmp_path / "it0-test" / "2.png").is_file()
     assert (tmp_path / "it0-test.mp4").stat().st_size > 1000
+
+
+def test_the_guidance_is_told_of_the_renders_geometry(data, model, head, monkeypatch):
+    system = make(model, {"refine": STAGES["refine"] | {"steps": 1, "milestones": [2], "reference_every": 0}})
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    seen = []
+
+    def guidance(rgb, prompts, **told):
+        seen.append(told)
+        return {"loss_sds": rgb.sum()}
+
+    monkeypatch.setattr(system, "_prepare_guidance", lambda place: setattr(system, "guidance", guidance))
+    fit(system, data, 1)
+    (told,) = seen
+    solid = told["opacity"][..., 0] > 0.5
+    assert 0.05 < float(solid.float().mean()) < 0.9 and told["c2w"].shape == (2, 4, 4)
+    assert ((told["normals"].norm(dim=-1) - 1).abs() < 1e-4)[solid].all() and (told["normals"][~solid] == 0).all()
+    assert ((told["depth"][..., 0] - 2.7).abs() < 0.6)[solid].all()
+
+
+def test_a_renderer_without_normals_is_named(model, head):
+    system = make(model)
+
+    class Bare(torch.nn.Module):
+        def forward(self, rays_o, rays_d, **kwargs):
+            return {"comp_rgb": rays_o, "opacity": rays_o[..., :1], "depth": rays_o[..., :1]}
+
+    system.renderer = Bare()
+    with pytest.raises(UsageError, match="gives no normals"):
+        system.known_views([90.0], SIZE)

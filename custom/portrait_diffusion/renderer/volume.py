@@ -81,7 +81,11 @@ class PortraitVolumeRenderer(VolumeRenderer):
 
         Returns: as :meth:`forward` in evaluation, always with comp_normal.
         """
-        rays_o, rays_d = get_rays(c2w, fovy, height, width)
+        return self.look(*get_rays(c2w, fovy, height, width), bg_color)
+
+    @torch.no_grad()
+    def look(self, rays_o: Tensor, rays_d: Tensor, bg_color: Tensor | None = None) -> dict[str, Tensor]:
+        """As `render`, of given rays (B,H,W,3)."""
         return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=True)
 
     def _chunk(self, rays: Tensor) -> int:

@@ -27,6 +27,8 @@ from . import losses
 from .preservation import restoration_gate
 from .stages import Schedule
 
+OWN_RENDERER = "portrait-diffusion-volume-renderer"
+
 
 @dataclass
 class ExtraGuidance:
@@ -60,12 +62,15 @@ class PortraitSystem(BaseLift3DSystem):
 
     # ---- building ------------------------------------------------------------------------------------------------
     def configure(self) -> None:
-        plain = {key: config_to_primitive(getattr(self.cfg, key)) for key in ("stages", "geometry", "inversion")}
+        keys = ("stages", "geometry", "inversion", "renderer")
+        plain = {key: config_to_primitive(getattr(self.cfg, key)) for key in keys}
         self.schedule = Schedule(plain["stages"])
         self._check_losses()
         self._inversion = InversionConfig(**plain["inversion"])
         if self.cfg.init:
             self.cfg.geometry = self.head_sizes() | plain["geometry"]
+        if self.cfg.renderer_type == OWN_RENDERER:  # HPDM is told of the render's geometry, normals included
+            self.cfg.renderer = {"return_normals": True} | plain["renderer"]
         super().configure()
         self.photo_camera = PhotoCamera().requires_grad_(False)
         self._target: Target | None = None
@@ -319,15 +324,18 @@ class PortraitSystem(BaseLift3DSystem):
 
     def _look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
         """Renders with normals of some rays, deterministic, without gradients."""
-        training, normals = self.renderer.training, self.renderer.cfg.return_normals
+        if hasattr(self.renderer, "look"):
+            return self.renderer.look(rays_o, rays_d)
+        training = self.renderer.training
         self.renderer.eval()
-        self.renderer.cfg.return_normals = True
         try:
             with torch.no_grad():
-                return self.renderer(rays_o=rays_o, rays_d=rays_d)
+                out = self.renderer(rays_o=rays_o, rays_d=rays_d, light_positions=rays_o[:, 0, 0])
         finally:
-            self.renderer.cfg.return_normals = normals
             self.renderer.train(training)
+        if "comp_normal" not in out:
+            raise UsageError(f"{self.cfg.renderer_type} gives no normals (comp_normal); set that in system.renderer.")
+        return out
 
     def _latent_depth(self, model):
         """depth_of(c2w, fovy) on the grid of a model's latents."""
