@@ -26,7 +26,7 @@ from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
 from portrait_diffusion.evaluation.stlpips import STLPIPS  # noqa: E402
 from portrait_diffusion.files import atomic_path, write_text  # noqa: E402
-from portrait_diffusion.geometry.triplane import TriplaneGeometry  # noqa: E402
+from portrait_diffusion.geometry.triplane import TriplaneGeometry, settings_for  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
@@ -63,10 +63,7 @@ def prior_geometry(data: MultiViewData, prior: BundledPrior) -> MultiViewData:
     size = data.size
     for i in range(len(data)):
         planes, _ = planes_of(prior.generator, prior.encoder, data, slice(i, i + 1))
-        geometry = TriplaneGeometry({
-            "radius": prior.radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
-            "hidden": prior.decoder.hidden_weight.shape[0], "frontal_layers": sum(g.shape[3] for g in planes[1:]),
-        }).to(data.device)  # fmt: skip
+        geometry = TriplaneGeometry(settings_for(planes, prior.decoder, prior.radius)).to(data.device)
         geometry.set_planes(planes)
         geometry.set_decoder(prior.decoder)
         renderer = PortraitVolumeRenderer({}, geometry=geometry, material=None, background=None).eval()

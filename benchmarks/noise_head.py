@@ -10,7 +10,7 @@ from torch import Tensor
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
-from portrait_diffusion.geometry.triplane import TriplaneGeometry  # noqa: E402
+from portrait_diffusion.geometry.triplane import TriplaneGeometry, settings_for  # noqa: E402
 from portrait_diffusion.noise.transport import latent_depth  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w, project_points  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
@@ -47,10 +47,7 @@ def mean_head(device: torch.device | None = None) -> PortraitVolumeRenderer:
     prior = BundledPrior().to(device or "cpu")
     z = torch.zeros(1, prior.generator.spec.latent_rank, device=device)
     planes = prior.synthesize(prior.sample(z, truncation=0.0))
-    geometry = TriplaneGeometry({
-        "radius": prior.radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
-        "hidden": prior.decoder.hidden_weight.shape[0], "frontal_layers": sum(g.shape[3] for g in planes[1:]),
-    }).to(z.device)  # fmt: skip
+    geometry = TriplaneGeometry(settings_for(planes, prior.decoder, prior.radius)).to(z.device)
     geometry.set_planes(planes)
     geometry.set_decoder(prior.decoder)
     return PortraitVolumeRenderer({}, geometry=geometry, material=None, background=None).eval()

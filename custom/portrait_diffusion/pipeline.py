@@ -19,7 +19,7 @@ from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
 from .export.provenance import sha256_file
 from .files import atomic_path, write_text
-from .geometry.triplane import TriplaneGeometry  # noqa: F401  (registers)
+from .geometry.triplane import settings_for
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
@@ -378,19 +378,7 @@ class PortraitPipeline:
 
     def _result(self, fit: Inversion, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:
         planes, weights = fit.planes(), fit.weights
-        settings = {
-            **self.config.system.geometry,
-            "radius": fit.radius,
-            "channels": planes[0].shape[2],
-            "resolution": planes[0].shape[-1],
-            "hidden": weights.hidden_weight.shape[0],
-        }
-        features, detail = planes[1:], []
-        if fit.has_detail:
-            features, detail = planes[1:-1], planes[-1:]
-        settings |= {"frontal_layers": sum(grid.shape[3] for grid in features)}
-        for grid in detail:
-            settings |= {"detail_resolution": grid.shape[-1], "detail_depth": grid.shape[3]}
+        settings = self.config.system.geometry | settings_for(planes, weights, fit.radius, fit.has_detail)
         geometry = host.find(self.config.system.geometry_type)(settings)
         geometry.set_planes(planes)
         geometry.set_decoder(weights)

@@ -21,6 +21,18 @@ from ..ops.triplane import (
 from ..ops.volrend import inside_cylinder
 
 
+def settings_for(planes: list[Tensor], weights: DecoderWeights, radius: float, detail: bool = False) -> dict:
+    """Keys of `TriplaneGeometry` for a prior's answer: planes, frontal features if any, and with `detail` its grid."""
+    features = planes[1:-1] if detail else planes[1:]
+    settings = {
+        "radius": radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
+        "hidden": weights.hidden_weight.shape[0], "frontal_layers": sum(grid.shape[3] for grid in features),
+    }  # fmt: skip
+    if detail:
+        settings |= {"detail_resolution": planes[-1].shape[-1], "detail_depth": planes[-1].shape[3]}
+    return settings
+
+
 @register("portrait-diffusion-triplane")
 class TriplaneGeometry(BaseImplicitGeometry):
     """Density and colour from tri-planes (depth 1), tri-grids (depth > 1) or a pyramid of them, inside the cylinder.
