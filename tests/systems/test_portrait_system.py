@@ -213,3 +213,12 @@ def test_a_renderer_without_normals_is_named(model, head):
     system.renderer = Bare()
     with pytest.raises(UsageError, match="gives no normals"):
         system.known_views([90.0], SIZE)
+
+
+def test_other_data_modules_are_refused_where_a_photo_is_needed(data, model):
+    class Cameras(pl.LightningDataModule):
+        def train_dataloader(self):
+            return data.train_dataloader()
+
+    with pytest.raises(UsageError, match="needs a photo: use data_type portrait-diffusion-datamodule"):
+        fit(make(model), Cameras(), 1)

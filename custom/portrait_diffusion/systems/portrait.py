@@ -119,7 +119,7 @@ class PortraitSystem(BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        photo = getattr(self.trainer.datamodule, "photo", None) if self._wants_photo() else None
+        photo = self._photo()
         if photo is not None:
             self._target = target_from_photo(photo.rgb, photo.alpha, photo.valid, max(128, self._inversion.detail_size))
         fresh = self.global_step == 0 and not self.resumed and self.cfg.weights is None
@@ -140,8 +140,16 @@ class PortraitSystem(BaseLift3DSystem):
             for extra in extras
         ]
 
-    def _wants_photo(self) -> bool:
-        return self.cfg.init or any(stage.reference_every for stage in self.schedule.stages.values())
+    def _photo(self):
+        """The data module's photo; None where neither initialization nor a stage looks at one."""
+        if not (self.cfg.init or any(stage.reference_every for stage in self.schedule.stages.values())):
+            return None
+        if not hasattr(type(self.trainer.datamodule), "photo"):
+            raise UsageError(
+                "portrait-diffusion-system needs a photo: use data_type portrait-diffusion-datamodule, or set "
+                "system.init=false and reference_every: 0 in every stage."
+            )
+        return self.trainer.datamodule.photo
 
     @staticmethod
     def _prompt(kind: str, section: dict) -> Any:
