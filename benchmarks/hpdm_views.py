@@ -33,8 +33,9 @@ from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
 from portrait_diffusion.multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest  # noqa: E402
 from portrait_diffusion.priors.assess import BINS, bin_of, planes_of  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
+from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
-from portrait_diffusion.renderer.volume import PortraitVolumeRenderer  # noqa: E402
+from portrait_diffusion.renderer.volume import PortraitVolumeRenderer, unit_normals  # noqa: E402
 from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
 
 RESAMPLES = 2000
@@ -71,9 +72,9 @@ def prior_geometry(data: MultiViewData, prior: BundledPrior) -> MultiViewData:
             out = renderer.render(data.c2w[i, v : v + 1], data.fovy[i, v : v + 1], size, size)
             opacity = out["opacity"][0]
             solid = opacity > 0.5
-            normals = torch.nn.functional.normalize(2 * out["comp_normal"][0] / opacity.clamp(min=1e-6) - 1, dim=-1)
+            normals = unit_normals(out["comp_normal"][0], opacity)
             depth[i, v] = (out["depth"][0] * solid * DEPTH_SCALE).round().to(torch.int16)[..., 0]
-            normal[i, v] = (normals * solid * 127).round().to(torch.int8)
+            normal[i, v] = (normals * 127).round().to(torch.int8)
             if v > 0:
                 rgba[i, v, ..., 3:] = (opacity * 255).round().to(torch.uint8)
     return replace(data, rgba=rgba, depth=depth, normal=normal)
@@ -144,8 +145,8 @@ def measure(pictures: dict, data: MultiViewData, perceptual, hair: torch.Tensor 
 
 def true_pictures(data: MultiViewData, subjects: torch.Tensor, view: int) -> torch.Tensor:
     """(B, 3, S, S) the true view over white."""
-    rgba = data.rgba[subjects, view].float() / 255
-    return (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
+    images = premultiplied_images(data.rgba[subjects, view])
+    return over_white(images[:, :3], images[:, 3:])
 
 
 def identities(pictures: dict, data: MultiViewData) -> dict:

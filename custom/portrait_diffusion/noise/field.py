@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops.cameras import get_rays
 from ..ops.canonical import BOX_RADIUS
-from ..ops.projection import limited_slopes
+from ..ops.projection import fine, subdivided_depth
 
 
 class NoiseField:
@@ -83,20 +83,13 @@ class NoiseField:
     def _probe(self, depth: Tensor, c2w: Tensor, fovy: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Cells (M,), offset by V^3 a view, and pixels (M,), offset by h w a view, of all probes on a surface."""
         b, h, w = depth.shape
-        solid = depth > 0
-        dx, dy = limited_slopes(depth, solid)
-        offset = (torch.arange(k, device=depth.device, dtype=depth.dtype) + 0.5) / k - 0.5
-
-        def fine(x: Tensor) -> Tensor:
-            return x.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
-
-        distance = fine(depth) + fine(dx) * offset.repeat(w) + fine(dy) * offset.repeat(h)[:, None]
+        distance, _, _ = subdivided_depth(depth, k)
         rays_o, rays_d = get_rays(c2w, fovy, h * k, w * k)
         place = (rays_o + distance[..., None] * rays_d) / (2 * self.radius) + 0.5
         index = (place * self.resolution).floor().long()
-        inside = ((index >= 0) & (index < self.resolution)).all(dim=-1) & fine(solid)
+        inside = ((index >= 0) & (index < self.resolution)).all(dim=-1) & fine(depth > 0, k)
         x, y, z = index.clamp(0, self.resolution - 1).unbind(-1)
         view = torch.arange(b, device=depth.device).view(b, 1, 1)
         cell = (x * self.resolution + y) * self.resolution + z + view * self.resolution**3
-        pixel = fine(torch.arange(b * h * w, device=depth.device).view(b, h, w))
+        pixel = fine(torch.arange(b * h * w, device=depth.device).view(b, h, w), k)
         return cell[inside], pixel[inside]

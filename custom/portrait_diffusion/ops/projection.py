@@ -61,6 +61,23 @@ def limited_slopes(depth: Tensor, solid: Tensor) -> tuple[Tensor, Tensor]:
     return along(2), along(1)
 
 
+def fine(x: Tensor, k: int) -> Tensor:
+    """Every pixel of (B, H, W) as k x k equal ones: (B, k H, k W)."""
+    return x.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
+
+
+def subdivided_depth(depth: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth of k x k cells a pixel on the pixel's own surface, and the surface's slopes.
+
+    Args: depth (B, H, W), 0 or less for background. Returns: depth, and change a pixel along columns and rows, each
+        (B, k H, k W).
+    """
+    h, w = depth.shape[1:]
+    dx, dy = (fine(slope, k) for slope in limited_slopes(depth, depth > 0))
+    offset = (torch.arange(k, device=depth.device, dtype=depth.dtype) + 0.5) / k - 0.5
+    return fine(depth, k) + dx * offset.repeat(w) + dy * offset.repeat(h)[:, None], dx, dy
+
+
 def cells_of(
     depth: Tensor, c2w: Tensor, fovy: Tensor, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
     subdivide: int = 3, crop: Tensor | None = None, target_crop: Tensor | None = None,
@@ -78,20 +95,13 @@ def cells_of(
     b, n, h, w = depth.shape
     k = subdivide
     flat = depth.detach().reshape(b * n, h, w)
-    solid = flat > 0
-    dx, dy = limited_slopes(flat, solid)
-    offset = (torch.arange(k, device=depth.device, dtype=flat.dtype) + 0.5) / k - 0.5
-
-    def fine(x: Tensor) -> Tensor:
-        return x.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
-
-    distance = fine(flat) + fine(dx) * offset.repeat(w) + fine(dy) * offset.repeat(h)[:, None]
+    distance, dx, dy = subdivided_depth(flat, k)
     camera = c2w.reshape(b * n, 4, 4), fovy.reshape(b * n), h * k, w * k
     rays_o, rays_d = get_rays(*camera, None if crop is None else crop.reshape(b * n, 3))
     points = rays_o + distance[..., None] * rays_d
     # the normal of a cell's plane: of the points one pixel to the right and one down on that plane
-    right = fine(dx)[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 2) * k
-    down = fine(dy)[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 1) * k
+    right = dx[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 2) * k
+    down = dy[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 1) * k
     normal = F.normalize(torch.linalg.cross(down, right), dim=-1)
     facing = -(normal * rays_d).sum(-1)
 
@@ -105,14 +115,14 @@ def cells_of(
     pixels, ahead = project_points(points, target_c2w, target_fovy, height, width, target_crop)
     column, row = pixels.floor().long().unbind(-1)
     seen = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (ahead > 0) & (cosine > GRAZING)
-    seen = seen & cells(fine(solid)) & (cells(facing) > GRAZING)
+    seen = seen & cells(fine(flat > 0, k)) & (cells(facing) > GRAZING)
     footprint = 2 * torch.tan(target_fovy / 2)[:, None] * ahead / height
     if target_crop is not None:
         footprint = footprint / target_crop[:, :1]
     slope = footprint * (1 / cosine.clamp(min=GRAZING).square() - 1).clamp(min=0).sqrt()
     index = torch.arange(n * h * w, device=depth.device).view(n, h, w)
     return Cells(
-        torch.where(seen, row * width + column, -1), reach, slope, cells(facing).clamp(0, 1), fine(index).flatten()
+        torch.where(seen, row * width + column, -1), reach, slope, cells(facing).clamp(0, 1), fine(index, k).flatten()
     )
 
 

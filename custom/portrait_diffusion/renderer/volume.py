@@ -11,6 +11,12 @@ from ..ops.cameras import BOX_RADIUS, get_rays
 from ..ops.volrend import OPACITY_EPS, render_rays
 
 
+def unit_normals(comp_normal: Tensor, opacity: Tensor) -> Tensor:
+    """(B, H, W, 3) unit normals, 0 where the render is not opaque, from (n + 1) / 2 * opacity and (B, H, W, 1)."""
+    n = torch.nn.functional.normalize(2 * comp_normal / opacity.clamp(min=1e-6) - 1, dim=-1)
+    return n * (opacity > 0.5)
+
+
 @register("portrait-diffusion-volume-renderer")
 class PortraitVolumeRenderer(VolumeRenderer):
     """Two-pass volume rendering inside the upright cylinder, with threestudio's output keys; runs on CPU and GPU.

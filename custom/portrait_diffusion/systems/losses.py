@@ -39,11 +39,6 @@ def size(grid: Tensor) -> Tensor:
     return grid.square().mean()
 
 
-def kept(render: Tensor, before: Tensor) -> Tensor:
-    """Mean absolute difference to a render of the head as the initialization left it; `before` is constant."""
-    return (render - before.detach()).abs().mean()
-
-
 RENDER_LOSSES = {
     "opaque": lambda out: opaque(out["opacity"]),
     "sparsity": lambda out: sparsity(out["opacity"]),

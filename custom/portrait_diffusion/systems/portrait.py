@@ -22,6 +22,7 @@ from ..inversion.target import Target, over_white, photo_losses, target_from_pho
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..priors.bundled import WEIGHTS, BundledPrior
 from ..priors.storage import load_spec
+from ..renderer.volume import unit_normals
 from ..seeds import step_seed
 from . import losses
 from .preservation import restoration_gate
@@ -390,9 +391,3 @@ class PortraitSystem(BaseLift3DSystem):
 def scheduled(value: Any, step: int) -> float:
     """Value of a number or of a schedule ``[start, from, to, end]`` at a step of the stage."""
     return C(OmegaConf.create(value) if isinstance(value, list) else value, 0, step)
-
-
-def unit_normals(comp_normal: Tensor, opacity: Tensor) -> Tensor:
-    """(B, H, W, 3) unit normals, 0 where the render is not opaque, from (n + 1) / 2 * opacity and (B, H, W, 1)."""
-    n = torch.nn.functional.normalize(2 * comp_normal / opacity.clamp(min=1e-6) - 1, dim=-1)
-    return n * (opacity > 0.5)

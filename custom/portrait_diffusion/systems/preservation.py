@@ -3,9 +3,7 @@ import torch
 from torch import Tensor
 
 from ..inversion.detail import frontal_surface, visibility_gate
-
-SURFACE_SIZE = 128
-"""Side of the render from which the visible surface is taken, pixels."""
+from ..inversion.engine import SURFACE_SIZE
 
 
 @torch.no_grad()

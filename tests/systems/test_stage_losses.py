@@ -1,0 +1,28 @@
+"""Losses of the stages: closed forms and limits."""
+import math
+
+import pytest
+import torch
+from portrait_diffusion.systems import losses
+
+
+def test_opacity_is_cheapest_at_its_ends():
+    assert losses.opaque(torch.full((4,), 0.5)) == pytest.approx(math.log(2), rel=1e-5)
+    for end in (0.0, 1.0):
+        assert losses.opaque(torch.full((4,), end)) < 0.01
+    assert losses.sparsity(torch.zeros(3)) == pytest.approx(0.1) and losses.sparsity(torch.ones(3)) > 1
+
+
+def test_a_tilted_plane_is_not_crooked_and_an_edge_costs_no_more_than_its_limit():
+    ramp = (2 + 0.01 * torch.arange(8.0) + 0.02 * torch.arange(8.0)[:, None])[None, ..., None]
+    solid = torch.ones_like(ramp)
+    assert losses.crooked_depth(ramp, solid) < 1e-5
+    edge = torch.where(torch.arange(8) < 4, 2.0, 3.0).expand(1, 8, 8)[..., None]
+    assert losses.crooked_depth(edge, solid) == pytest.approx(0.02 * 2 / 6, rel=1e-5)
+    assert losses.crooked_depth(edge, torch.zeros_like(edge)) == 0
+
+
+def test_variation_of_a_ramp_and_size_of_a_grid():
+    grid = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 4)
+    assert losses.total_variation(grid) == 1 and losses.size(2 * torch.ones(2, 2)) == 4
+    assert losses.total_variation(grid.transpose(2, 4)) == 1
