@@ -12,7 +12,6 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +25,15 @@ from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
 from portrait_diffusion.evaluation.stlpips import STLPIPS  # noqa: E402
 from portrait_diffusion.files import atomic_path, write_text  # noqa: E402
-from portrait_diffusion.geometry.triplane import TriplaneGeometry, settings_for  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
-from portrait_diffusion.multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest  # noqa: E402
-from portrait_diffusion.priors.assess import BINS, bin_of, planes_of  # noqa: E402
+from portrait_diffusion.multiview import MultiViewData, load_shards, read_manifest  # noqa: E402
+from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
+from portrait_diffusion.priors.drafts import drafts_of  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
-from portrait_diffusion.renderer.volume import PortraitVolumeRenderer, unit_normals  # noqa: E402
 from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
 
 RESAMPLES = 2000
@@ -58,37 +56,14 @@ def interval(values: torch.Tensor, seed: int = 0) -> list[float] | None:
 
 
 @torch.no_grad()
-def prior_geometry(data: MultiViewData, prior: BundledPrior) -> MultiViewData:
-    """The data with depth, normals and, but for view 0, opacity of the prior's answer to view 0, in one pass."""
-    rgba, depth, normal = data.rgba.clone(), torch.zeros_like(data.depth), torch.zeros_like(data.normal)
-    size = data.size
-    for i in range(len(data)):
-        planes, _ = planes_of(prior.generator, prior.encoder, data, slice(i, i + 1))
-        geometry = TriplaneGeometry(settings_for(planes, prior.decoder, prior.radius)).to(data.device)
-        geometry.set_planes(planes)
-        geometry.set_decoder(prior.decoder)
-        renderer = PortraitVolumeRenderer({}, geometry=geometry, material=None, background=None).eval()
-        for v in range(rgba.shape[1]):
-            out = renderer.render(data.c2w[i, v : v + 1], data.fovy[i, v : v + 1], size, size)
-            opacity = out["opacity"][0]
-            solid = opacity > 0.5
-            normals = unit_normals(out["comp_normal"][0], opacity)
-            depth[i, v] = (out["depth"][0] * solid * DEPTH_SCALE).round().to(torch.int16)[..., 0]
-            normal[i, v] = (normals * 127).round().to(torch.int8)
-            if v > 0:
-                rgba[i, v, ..., 3:] = (opacity * 255).round().to(torch.uint8)
-    return replace(data, rgba=rgba, depth=depth, normal=normal)
-
-
-@torch.no_grad()
-def make_pictures(model, data: MultiViewData, shape: MultiViewData, steps: int, batch: int = 32) -> dict:
-    """{kind: (N, V - 1, 3, S, S) uint8}: views 1... of each subject from its view 0, conditions by `shape`."""
+def make_pictures(model, data: MultiViewData, drafts: MultiViewData | None, steps: int, batch: int = 32) -> dict:
+    """{kind: (N, V - 1, 3, S, S) uint8}: views 1... of each subject from its view 0, by geometry of drafts if any."""
     made: dict = {kind: [] for kind in KINDS}
     for view in range(1, data.rgba.shape[1]):
         for kind in KINDS:
             parts = []
             for subjects in torch.arange(len(data), device=data.device).split(batch):
-                told = held_out(shape, subjects, view)
+                told = held_out(data, subjects, view, drafts)
                 generator = torch.Generator(device=data.device).manual_seed(1000 * view + int(subjects[0]))
                 parts.append(sample(model, conditions_of(model, told, kind), steps, generator=generator))
             made[kind].append((torch.cat(parts) * 255).round().to(torch.uint8).cpu())
@@ -207,8 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
 
     def make() -> dict:
-        shape = prior_geometry(data, BundledPrior().to(device)) if args.geometry == "prior" else data
-        return make_pictures(model, data, shape, args.steps)
+        drafts = drafts_of(BundledPrior().to(device), data) if args.geometry == "prior" else None
+        return make_pictures(model, data, drafts, args.steps)
 
     pictures = kept_pictures(args.pictures, json.dumps(made_by, sort_keys=True), make)
     perceptual = STLPIPS("alex", weights=args.perceptual_weights).to(device)

@@ -29,8 +29,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
 from portrait_diffusion.errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError  # noqa: E402
-from portrait_diffusion.export.provenance import sha256_file  # noqa: E402
-from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.files import sha256_file, write_text  # noqa: E402
 
 SCORER = ROOT / "benchmarks" / "score_photo.py"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}

@@ -22,7 +22,8 @@ sys.path.append(str(ROOT / "custom"))
 from portrait_diffusion.cli import is_out_of_memory  # noqa: E402
 from portrait_diffusion.errors import PortraitError, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.report_metrics import evaluate_portrait  # noqa: E402
-from portrait_diffusion.export.provenance import peak_memory, sha256_file  # noqa: E402
+from portrait_diffusion.export.provenance import peak_memory  # noqa: E402
+from portrait_diffusion.files import sha256_file  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 
 

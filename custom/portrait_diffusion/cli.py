@@ -29,6 +29,7 @@ other commands (each with its own --help):
   doctor          what is installed, what is missing, and the command that brings it
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
+  render-drafts   render a prior's answers to the front views of those heads, to train train-hpdm on
   train-matte     train the matting network
   train-hpdm      train the multi-view diffusion model on rendered heads
 
@@ -335,6 +336,13 @@ def train_prior_command(argv: Sequence[str]) -> int:
     return train(list(argv))
 
 
+def render_drafts_command(argv: Sequence[str]) -> int:
+    """Options and work: `priors.drafts.main`."""
+    from .priors.drafts import main as render
+
+    return render(list(argv))
+
+
 def render_dataset_command(argv: Sequence[str]) -> int:
     """Options and work: `synthetic.dataset.main`."""
     from .synthetic.dataset import main as render
@@ -364,6 +372,7 @@ COMMANDS = {
     "doctor": doctor_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
+    "render-drafts": render_drafts_command,
     "train-matte": train_matte_command,
     "train-hpdm": train_hpdm_command,
 }

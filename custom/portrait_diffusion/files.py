@@ -4,6 +4,7 @@ Everything is written under a temporary name in the target's own folder, so on t
 over the target. A reader sees the old file or the new one, never a part; an error leaves the old one. A killed process
 leaves ``.partial-PID-NAME`` behind, which `remove_partial_files` deletes.
 """
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file with \\n line ends atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_partial_files(folder: str | Path) -> int:

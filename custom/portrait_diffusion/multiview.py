@@ -63,14 +63,10 @@ class MultiViewData:
         return self.rgba.device
 
 
-def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiViewData:
-    """Read every shard of a data set written by `synthetic.dataset` into memory of `device`.
+def shard_paths(folder: str | Path) -> list[Path]:
+    """The shards of a data set in order.
 
-    Args:
-        folder: with SPLIT_00000.npz, ... of one split.
-        device: where the data is kept.
-        limit: read only so many subjects.
-    Raises: UsageError when the folder holds no shard or several splits, or a shard is damaged or unlike the others.
+    Raises: UsageError when the folder holds no shard, or shards of several splits.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*_[0-9]*.npz"))
@@ -81,6 +77,19 @@ def load_shards(folder: str | Path, device, limit: int | None = None) -> MultiVi
     splits = sorted({path.stem.rsplit("_", 1)[0] for path in paths})
     if len(splits) > 1:
         raise UsageError(f"{folder} holds shards of several splits ({', '.join(splits)}); keep one split a folder.")
+    return paths
+
+
+def load_shards(source: str | Path, device, limit: int | None = None) -> MultiViewData:
+    """Read every shard of a data set written by `synthetic.dataset` into memory of `device`.
+
+    Args:
+        source: folder with SPLIT_00000.npz, ... of one split; or one shard.
+        device: where the data is kept.
+        limit: read only so many subjects.
+    Raises: UsageError when the folder holds no shard or several splits, or a shard is damaged or unlike the others.
+    """
+    paths = [Path(source)] if Path(source).is_file() else shard_paths(source)
     parts: dict = {}
     count = 0
     for path in paths:

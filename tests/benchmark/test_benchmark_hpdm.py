@@ -103,23 +103,6 @@ def test_hair_is_measured_where_there_is_hair(folders, tmp_path):
         assert (values["stlpips"] > 0.1).all()
 
 
-def test_the_priors_geometry_replaces_what_only_the_truth_knows(folders):
-    """View 0 keeps its picture and matte, colours stay; depth, normals and other mattes come from the prior."""
-    from portrait_diffusion.priors.bundled import BundledPrior
-
-    data = load_shards(add_normals(write_shards(folders[1].parent / "one", subjects=1, size=128)), "cpu")
-    keep = torch.tensor([0, 3])
-    data = type(data)(**{k: v[:1, keep] for k, v in vars(data).items()})
-    shape = hpdm_views.prior_geometry(data, BundledPrior())
-    assert torch.equal(shape.rgba[:, 0], data.rgba[:, 0]) and torch.equal(shape.rgba[..., :3], data.rgba[..., :3])
-    assert not torch.equal(shape.rgba[:, 1, ..., 3], data.rgba[:, 1, ..., 3])
-    solid = shape.depth > 0
-    distance = shape.distance(torch.zeros(2, dtype=torch.long), torch.arange(2))
-    assert 0.02 < solid.float().mean() < 0.9 and ((distance[solid[0]] - 2.7).abs() < 0.5).all()
-    length = shape.normal.float().norm(dim=-1)
-    assert (length[solid] - 127).abs().max() < 2 and (length[~solid] == 0).all()
-
-
 def test_equal_noise_and_equal_views_agree(folders, tmp_path):
     """A view against itself: carried noise is the noise, so that the answers agree; independent noise does not."""
     model, data = hpdm_views.load_hpdm(folders[0]), load_shards(folders[1], "cpu")

@@ -1,5 +1,7 @@
 """HPDM's training: batches, schedule, stages, resuming, what it writes."""
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from portrait_diffusion.guidance.hpdm.batches import BatchConfig, choose_views, 
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm, save_hpdm  # noqa: E402
-from portrait_diffusion.multiview import load_shards  # noqa: E402
+from portrait_diffusion.multiview import DEPTH_SCALE, MultiViewData, load_shards  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 SIZE = 32
@@ -80,6 +82,39 @@ def test_a_spoilt_batch_differs_and_repeats(data):
     field = smooth_error((200, 3, SIZE, SIZE), generator(), "cpu")
     assert field.shape == (200, 3, SIZE, SIZE) and 0.5 < float(field.std()) < 1.1
     assert float((field[..., 1:] - field[..., :-1]).std()) < 0.4 * float(field.std())
+
+
+def drafts_like(data):
+    """Drafts that are easy to tell from the data: grey, flat at one distance, opaque in a corner."""
+    rgba, normal = torch.full_like(data.rgba, 77), torch.zeros_like(data.normal)
+    rgba[..., 3] = 0
+    rgba[..., :9, :9, 3], normal[..., 0] = 255, 127
+    depth = torch.full_like(data.depth, int(2.5 * DEPTH_SCALE)) * (rgba[..., 3] > 0)
+    return MultiViewData(**{**vars(data), "rgba": rgba, "normal": normal, "depth": depth.to(torch.int16)})
+
+
+def test_rows_that_are_told_of_a_draft(data):
+    """Geometry and the second reference are the draft's, the photo's colours, target and its depth the truth's."""
+    subjects, views, drafts = torch.arange(4), torch.tensor([[1, 0, 2]]).expand(4, -1), drafts_like(data)
+    clean = make_batch(data, subjects, generator(), CLEAN, views)
+    told = make_batch(data, subjects, generator(), CLEAN, views, drafts)
+    assert torch.equal(told.target, clean.target) and torch.equal(told.depth, clean.depth)
+    assert torch.equal(told.references[:, 0], clean.references[:, 0])
+    corner = told.references[:, 1, :, :9, :9]
+    torch.testing.assert_close(corner, torch.full_like(corner, 77 / 255))
+    assert (told.references[:, 1, :, 9:] == 1).all()
+    for opacity in (told.explicit[:, 10], told.geometry[:, 0, 6], told.geometry[:, 1, 6]):
+        assert (opacity[:, :9, :9] == 1).all() and (opacity[:, 9:] == 0).all()
+    half = replace(CLEAN, drafted=0.5)
+    rows = torch.arange(4).repeat(100)
+    mixed = make_batch(data, rows, generator(), half, None, drafts)
+    drafted = mixed.explicit[:, 10, :9, :9].amin(dim=(1, 2)) == 1
+    assert 150 < int(drafted.sum()) < 250, "binomial(400, 1/2) leaves this range once in 1.4 million"
+    photo = data.c2w[rows, 0]
+    torch.testing.assert_close(mixed.reference_c2w[drafted, 0], photo[drafted])
+    assert not torch.allclose(mixed.reference_c2w[~drafted, 0], photo[~drafted])
+    assert torch.equal(make_batch(data, subjects, generator(), replace(CLEAN, drafted=0.0), views, drafts).explicit,
+                       make_batch(data, subjects, generator(), replace(CLEAN, drafted=0.0), views, data).explicit)
 
 
 def test_learning_rate_limits():
@@ -186,7 +221,7 @@ def test_a_step_could_be_replayed_by_a_gpu(data):
     torch.manual_seed(0)
     perceptual = Distance()
     for stage in (
-        train.DenoiserStage(tiny().train(), data, config(batch=8, pairs=0.5)),
+        train.DenoiserStage(tiny().train(), data, config(batch=8, pairs=0.5), drafts_like(data)),
         train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual),
     ):
         stage.configure_optimizers()
@@ -216,9 +251,13 @@ def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path
     common += ["--batch", "4", "--accelerator", "cpu", "--w-perceptual", "0", "--quiet", "--sample-steps", "1"]
     with pytest.raises(UsageError, match="--stage autoencoder first"):
         train.main([*common, "--stage", "denoiser"])
+    other = add_normals(write_shards(tmp_path / "other", subjects=3, size=SIZE))
     assert train.main([*common, "--stage", "autoencoder", "--total-steps", "2"]) == 0
-    assert train.main([*common, "--stage", "denoiser", "--total-steps", "1"]) == 0
-    assert train.main([*common, "--stage", "denoiser", "--total-steps", "2"]) == 0
+    with pytest.raises(UsageError, match="were not made from the data"):
+        train.main([*common, "--stage", "denoiser", "--drafts", str(other)])
+    drafted = [*common, "--stage", "denoiser", "--drafts", str(shutil.copytree(folder, tmp_path / "drafts"))]
+    assert train.main([*drafted, "--total-steps", "1"]) == 0
+    assert train.main([*drafted, "--total-steps", "2"]) == 0
     card = json.loads((tmp_path / "denoiser.json").read_text())
     kinds = ("none", "explicit", "implicit", "hybrid")
     assert card["step"] == 2 and {f"psnr_{k}_back" for k in kinds} <= set(card["scores"])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..host import BaseImplicitGeometry, register
 from ..ops.cameras import BOX_RADIUS, world_to_head
+from ..ops.differences import central_differences
 from ..ops.triplane import (
     DETAIL_GAIN,
     DecoderWeights,
@@ -195,10 +196,11 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
     def _difference_gradient(self, points: Tensor) -> Tensor:
         """Central differences of raw density; differentiable in planes and decoder."""
-        step = self.cfg.finite_difference_eps * torch.eye(3, dtype=points.dtype, device=points.device)
-        probes = torch.cat([points + step[:, None], points - step[:, None]]).reshape(-1, 3)  # (6N,3)
-        plus, minus = self._raw(probes, False)[..., 0].reshape(2, 3, -1)
-        return ((plus - minus) / (2 * self.cfg.finite_difference_eps)).transpose(0, 1)
+
+        def density(probes: Tensor) -> Tensor:
+            return self._raw(probes.reshape(-1, 3), False)[..., 0].view(probes.shape[:-1])
+
+        return central_differences(density, points, self.cfg.finite_difference_eps)
 
     def forward_density(self, points: Tensor) -> Tensor:
         """Density (*N,1) at world points (*N,3)."""

@@ -12,7 +12,7 @@ from .conditions import Conditions, References
 from .model import HPDM
 from .sampling import sample
 
-CLEAN = BatchConfig(depth_error=0.0, hole=0.0, lost_source=0.0, spoilt=0.0, jitter=0.0)
+CLEAN = BatchConfig(depth_error=0.0, hole=0.0, lost_source=0.0, spoilt=0.0, jitter=0.0, drafted=1.0)
 KINDS = ("none", "explicit", "implicit", "hybrid")
 
 
@@ -26,11 +26,14 @@ def conditions_of(model: HPDM, batch: TrainBatch, kind: str = "hybrid") -> Condi
     return Conditions(model.cameras(batch.c2w), batch.explicit if kind in ("explicit", "hybrid") else None, references)
 
 
-def held_out(data: MultiViewData, subjects: Tensor, view: int) -> TrainBatch:
-    """Targets of one view with view 0, the front, as the only reference; nothing is spoilt, colours are as they are."""
+def held_out(data: MultiViewData, subjects: Tensor, view: int, drafts: MultiViewData | None = None) -> TrainBatch:
+    """Targets of one view with view 0, the front, as the only reference; nothing is spoilt, colours are as they are.
+
+    With drafts their geometry is told instead of the true one.
+    """
     views = torch.tensor([view, 0], device=data.device).expand(len(subjects), -1)
     generator = torch.Generator(device=data.device).manual_seed(0)
-    return make_batch(data, subjects, generator, CLEAN, views)
+    return make_batch(data, subjects, generator, CLEAN, views, drafts)
 
 
 @torch.no_grad()

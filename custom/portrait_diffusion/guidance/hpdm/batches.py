@@ -2,7 +2,8 @@
 
 Each subject gives a target and R = 2 references: one from the front, as the photo is, and one from anywhere. Both are
 also projected into the target. So that the model expects what refinement brings, the geometry is wrong by a smooth
-error, parts of the projection are missing, and the reference that is no photo may be blurred and noisy.
+error, parts of the projection are missing, and the reference that is no photo may be blurred and noisy. With drafts a
+share of targets knows of the head what is known after the initialization: the photo, and a prior's answer to it.
 """
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class BatchConfig:
     """Share of subjects whose colours are changed, alike in all views."""
     hue: float = 0.4
     """Largest angle by which the hue of those is turned, radians: photos have hair and clothes of any colour."""
+    drafted: float = 0.5
+    """With drafts: share of targets that are told of a draft instead of the truth."""
     gate_floor: float = HPDM.gate_floor
     """What a reference counts at least, from any angle; trained models know where no face may be."""
 
@@ -68,12 +71,18 @@ def front_views(data: MultiViewData) -> Tensor:
     return front.float()
 
 
-def choose_views(data: MultiViewData, subjects: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 3) target, front reference and another reference of each subject; the target is never a reference."""
+def choose_views(
+    data: MultiViewData, subjects: Tensor, generator: torch.Generator, first: Tensor | None = None
+) -> Tensor:
+    """(B, 3) target, front reference and another reference of each subject; the target is never a reference.
+
+    Args: first (B,) bool: rows whose front reference must be view 0.
+    """
     b, views = len(subjects), data.rgba.shape[1]
     front = front_views(data)[subjects]
     draws = torch.rand((3, b, views), generator=generator, device=data.device)
     photo = (front * (draws[0] + 1e-3)).argmax(dim=1)
+    photo = photo if first is None else torch.where(first, 0, photo)
     rest = torch.scatter(draws[1] + 1e-3, 1, photo[:, None], 0.0)
     target = rest.argmax(dim=1)
     other = torch.scatter(draws[2] + 1e-3, 1, torch.stack([photo, target], dim=1), 0.0).argmax(dim=1)
@@ -88,23 +97,38 @@ def smooth_error(shape: tuple, generator: torch.Generator, device) -> Tensor:
 
 
 def make_batch(
-    data: MultiViewData, subjects: Tensor, generator: torch.Generator, config: BatchConfig, views: Tensor | None = None
-) -> TrainBatch:
+    data: MultiViewData, subjects: Tensor, generator: torch.Generator, config: BatchConfig, views: Tensor | None = None,
+    drafts: MultiViewData | None = None,
+) -> TrainBatch:  # fmt: skip
     """A batch of the given subjects (B,); all randomness from `generator` on the data's device.
 
-    Args: views (B, 1 + R) target and references; None chooses them. Needs data with depth and normals.
+    Args:
+        views: (B, 1 + R) target and references, the photo first; None chooses them. Needs data with depth and normals.
+        drafts: of the same subjects and cameras (`priors.drafts`). A share of rows is told of their geometry, and shown
+            them for every reference but the photo, which then is view 0. The target stays true.
     """
     device, b = data.device, len(subjects)
-    views = choose_views(data, subjects, generator) if views is None else views
+    drafted = None
+    if drafts is not None:
+        drafted = torch.rand(b, generator=generator, device=device) < config.drafted
+    views = choose_views(data, subjects, generator, drafted) if views is None else views
     r = views.shape[1] - 1
     rows = subjects[:, None].expand(-1, 1 + r)
-    rgba = data.rgba[rows, views].float() / 255.0
+    rgba = data.rgba[rows, views]
+    distance, normals, solid = data.distance(rows, views), data.normal[rows, views], rgba[..., 3]
+    true_depth = distance[:, 0]
+    if drafts is not None:
+        shown = drafts.rgba[rows, views]
+        rgba = torch.cat([rgba[:, :2], _where(drafted, shown[:, 2:], rgba[:, 2:])], dim=1)
+        solid = _where(drafted, shown[..., 3], solid)
+        distance = _where(drafted, drafts.distance(rows, views), distance)
+        normals = _where(drafted, drafts.normal[rows, views], normals)
+    rgba, solid, normals = rgba.float() / 255.0, solid.float() / 255.0, normals.float() / 127.0
     strength = (torch.rand(b, generator=generator, device=device) < config.jitter).float()
     angle = config.hue * strength * uniform((b,), -1.0, 1.0, generator, device)
     rgb, alpha = turn_hue(rgba[..., :3], angle, torch.ones_like(angle)), rgba[..., 3]
     rgb = colour_jitter(rgb, strength, generator)
     pictures = (rgb * alpha[..., None] + 1 - alpha[..., None]).permute(0, 1, 4, 2, 3)  # (B, 1 + R, 3, S, S)
-    distance, normals = data.distance(rows, views), data.normal[rows, views].float() / 127.0
     c2w, fovy = data.c2w[rows, views], data.fovy[rows, views]
 
     amount = uniform((b, 1 + r, 1, 1), 0.0, config.depth_error, generator, device)
@@ -113,20 +137,25 @@ def make_batch(
     references[:, -1] = _spoil(references[:, -1], config.spoilt, generator)
 
     kept = (torch.rand((b, r), generator=generator, device=device) >= config.lost_source).float()
-    weights = (alpha[:, 1:] > 0.5).float() * kept[..., None, None]
+    weights = (solid[:, 1:] > 0.5).float() * kept[..., None, None]
     projected, valid = forward_project(
         references, wrong[:, 1:], c2w[:, 1:], fovy[:, 1:], c2w[:, 0], fovy[:, 0], *distance.shape[-2:],
         weights=weights, subdivide=2,
     )  # fmt: skip
     valid = valid * _holes(b, distance.shape[-1], config.hole, generator, device)
     maps = geometry_maps(
-        wrong.flatten(0, 1), normals.flatten(0, 1), alpha.flatten(0, 1), c2w.flatten(0, 1), fovy.flatten()
+        wrong.flatten(0, 1), normals.flatten(0, 1), solid.flatten(0, 1), c2w.flatten(0, 1), fovy.flatten()
     ).unflatten(0, (b, 1 + r))
     gate = config.gate_floor + (1 - config.gate_floor) * angle_gate(c2w[:, 0], c2w[:, 1:])
     return TrainBatch(
         pictures[:, 0], c2w[:, 0], explicit_image(projected, valid, maps[:, 0]), references, maps[:, 1:], c2w[:, 1:],
-        gate, distance[:, 0], fovy[:, 0],
+        gate, true_depth, fovy[:, 0],
     )  # fmt: skip
+
+
+def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Rows (B,) bool of a, the others of b."""
+    return torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b)
 
 
 def _spoil(pictures: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """Training of a small HPDM on multi-view data: first the autoencoder, then denoiser and branches; Lightning, resumable.
 
     launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage autoencoder --seconds 180
-    launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage denoiser --seconds 540
+    launch_portrait.py train-hpdm --data TRAIN --drafts DRAFTS --val VAL --out OUT --stage denoiser --seconds 540
 
 Each stage goes on from its own ``last.ckpt`` in OUT. Learning rates follow the share of the stage's budget (steps or
 seconds) that is used up. Randomness of a step follows from seed, step and rank alone, so a resumed run makes the steps
@@ -29,6 +29,7 @@ from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
 from ...priors.augment import colour_jitter, turn_hue, uniform
+from ...priors.drafts import check_same_cameras
 from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
 from ...priors.render import half_precision
@@ -98,10 +99,13 @@ class Unshared:
 class Stage(pl.LightningModule):
     """What both stages share: budget, schedule, per-step randomness, and the step itself."""
 
-    def __init__(self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig):
+    def __init__(
+        self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, drafts: MultiViewData | None = None
+    ):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.config, self.held = model, config, Unshared(data=data, gradients=None)
+        self.model, self.config = model, config
+        self.held = Unshared(data=data, drafts=drafts, gradients=None)
         self.seconds, self._clock = 0.0, None
 
     @property
@@ -112,10 +116,19 @@ class Stage(pl.LightningModule):
 
     def data(self) -> MultiViewData:
         """The data set on this rank's device."""
+        self._bring()
+        return self.held.data
+
+    def drafts(self) -> MultiViewData | None:
+        """The drafts of the data set on this rank's device, if there are any."""
+        self._bring()
+        return self.held.drafts
+
+    def _bring(self) -> None:
         held = self.held
         if held.data.device != self.device:
             held.data = held.data.to(self.device)
-        return held.data
+            held.drafts = None if held.drafts is None else held.drafts.to(self.device)
 
     def seed_of_step(self) -> int:
         """Randomness of this step: a function of seed, step and rank."""
@@ -231,7 +244,7 @@ class DenoiserStage(Stage):
         pairs = int(c.batch * c.pairs / 2) if c.w_equivariance > 0 else 0
         subjects = torch.randint(len(d), (c.batch,), generator=generator, device=self.device)
         subjects[pairs : 2 * pairs] = subjects[:pairs]
-        return make_batch(d, subjects, generator, c.spoil), pairs
+        return make_batch(d, subjects, generator, c.spoil, drafts=self.drafts()), pairs
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         c, g, m = self.config, generator, self.model
@@ -394,12 +407,15 @@ def unit_latents(model: HPDM, data: MultiViewData, count: int = 256) -> float:
 def run(
     data_dir: Path, val_dir: Path | None, out: Path, stage_name: str, seconds: float, config: HPDMTrainConfig,
     perceptual_weights: Path | None = None, devices: int | str = 1, accelerator: str = "auto", limit: int | None = None,
-    progress: bool = True, initial: Path | None = None,
+    progress: bool = True, initial: Path | None = None, drafts_dir: Path | None = None,
 ) -> HPDM:  # fmt: skip
     """One run of one stage; writes the model's folder ``hpdm``, a card with numbers, and a sheet of held-out views.
 
-    `initial`: model folder whose weights a first run starts from; None is fresh weights.
-    Raises: UsageError for data without depth or normals, or when the denoiser's stage finds no autoencoder.
+    Args:
+        initial: model folder whose weights a first run starts from; None is fresh weights.
+        drafts_dir: drafts of the data (`priors.drafts`), of which the denoiser learns to make the truth.
+    Raises: UsageError for data without depth or normals, or when the denoiser's stage finds no autoencoder; for drafts
+        of other data.
     """
     if stage_name not in STAGES:
         raise UsageError(f"--stage is '{stage_name}'; expected {' or '.join(STAGES)}.")
@@ -420,17 +436,22 @@ def run(
         source = folder if (folder / INDEX).is_file() else initial
         if source is None:
             raise UsageError(f"No autoencoder in {folder}; run --stage autoencoder first, with the same --out.")
-        stage = DenoiserStage(load_hpdm(source).train(), data, config)
+        drafts = None
+        if drafts_dir is not None:
+            drafts = load_shards(drafts_dir, "cpu", limit)
+            check_same_cameras(data, drafts)
+        stage = DenoiserStage(load_hpdm(source).train(), data, config, drafts)
     run_stage(stage, out / stage_name, seconds, devices, accelerator, progress)
     if stage.trainer.is_global_zero:
         device = torch.device("cpu") if accelerator == "cpu" else default_device()
-        finish(stage, stage_name, folder, data_dir, val_dir, device)
+        finish(stage, stage_name, folder, data_dir, val_dir, device, drafts_dir)
     return stage.model
 
 
 def finish(
-    stage: Stage, stage_name: str, folder: Path, data_dir: Path, val_dir: Path | None, device: torch.device
-) -> None:
+    stage: Stage, stage_name: str, folder: Path, data_dir: Path, val_dir: Path | None, device: torch.device,
+    drafts_dir: Path | None = None,
+) -> None:  # fmt: skip
     """Model folder, card and sheet of a stage; the numbers are computed on `device`."""
     from .assess import scores, sheet
 
@@ -440,7 +461,8 @@ def finish(
     save_hpdm(model.cpu(), folder)
     card = {
         "stage": stage_name, "step": stage.global_step, "seconds": round(stage.seconds), "config": asdict(stage.config),
-        "data": read_manifest(data_dir), "torch": torch.__version__,
+        "data": read_manifest(data_dir), "drafts": None if drafts_dir is None else read_manifest(drafts_dir),
+        "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }  # fmt: skip
     if val_dir is not None:
@@ -464,6 +486,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--accelerator", default="auto", help="auto, gpu or cpu")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--initial", type=Path, help="HPDM folder whose weights the first run starts from")
+    parser.add_argument("--drafts", type=Path, help="folder with drafts of the training subjects (render-drafts)")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = [f for f in fields(HPDMTrainConfig) if f.name != "spoil"]
@@ -476,7 +499,7 @@ def main(argv: list | None = None) -> int:
     config = HPDMTrainConfig(**{option.name: getattr(args, option.name) for option in options})
     run(
         args.data, args.val, args.out, args.stage, args.seconds, config, args.perceptual_weights, args.devices,
-        args.accelerator, args.limit, not args.quiet, args.initial,
+        args.accelerator, args.limit, not args.quiet, args.initial, args.drafts,
     )  # fmt: skip
     return 0
 

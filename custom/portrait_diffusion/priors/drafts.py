@@ -1,0 +1,183 @@
+"""Drafts: what a prior makes of each subject's front view, seen from the subject's own cameras.
+
+A data set of drafts has the shards, subjects and cameras of the data set it was made from. A multi-view model that is
+to repair heads of a prior learns from both: it is told of the draft's geometry and renders, and answers with the truth.
+
+    launch_portrait.py render-drafts --data TRAIN --out TRAIN_DRAFTS --worsen 0.4
+
+Shards that are there are kept, so that a second call makes what is missing, also while TRAIN is still growing.
+"""
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UsageError
+from ..files import atomic_path, sha256_file, write_text
+from ..multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest, shard_paths
+from ..ops.cameras import get_rays, world_to_head
+from ..ops.canonical import BOX_RADIUS
+from ..ops.differences import central_differences
+from ..ops.triplane import DecoderWeights, decode_raw
+from ..seeds import step_seed
+from .assess import encode_first_view
+from .augment import uniform
+from .bundled import BundledPrior
+from .render import half_precision, plane_features, render_planes
+
+log = logging.getLogger("portrait_diffusion")
+SAMPLES = 24
+"""Samples a ray in each of the two passes."""
+NORMAL_STEP = 0.008
+"""Step of the finite differences behind normals, scene units."""
+
+
+def worsened(values: Tensor, amount: Tensor) -> Tensor:
+    """Blend of each row with the next one. Args: values (B, ...); amount (B,) in [0, 1]."""
+    return torch.lerp(values, values.roll(-1, dims=0), amount.view(-1, *[1] * (values.dim() - 1)))
+
+
+@torch.no_grad()
+def draft_planes(
+    prior: BundledPrior, data: MultiViewData, rows: slice, worsen: float, generator: torch.Generator
+) -> list[Tensor]:
+    """Planes of subjects from their view 0 alone.
+
+    A prior knows its training subjects better than it will know a stranger. To undo that, with `worsen` W+ of each
+    subject is blended with another one's by up to that much, and one subject in eight loses its spatial features.
+    """
+    ws, features = encode_first_view(prior.encoder, data, rows)
+    if worsen > 0:
+        b = len(ws)
+        ws = worsened(ws, uniform((b,), 0.0, worsen, generator, ws.device).to(ws))
+        kept = (torch.rand(b, generator=generator, device=ws.device) >= 0.125).to(ws)
+        features = {r: f * kept[:, None, None, None].to(f) for r, f in features.items()}
+    with half_precision(data.device):
+        planes = prior.generator.synthesis(ws, features)
+    return [level.float() for level in planes]
+
+
+@torch.no_grad()
+def draft_view(planes: list[Tensor], decoder: DecoderWeights, c2w: Tensor, fovy: Tensor, size: int) -> dict:
+    """One view of each of B heads in the integers of the shards.
+
+    Args: planes of B heads; c2w (B, 4, 4); fovy (B,) radians; size in pixels.
+    Returns: rgba (B, S, S, 4) uint8 straight; depth (B, S, S) int16; normal (B, S, S, 3) int8; depth and normals are 0
+        where the head is less than half opaque.
+    """
+    rays_o, rays_d = get_rays(c2w, fovy, size, size)
+    out = render_planes(planes, decoder, rays_o, rays_d, SAMPLES, SAMPLES, None)
+    opacity, depth = out["opacity"][:, 0], out["depth"][:, 0]
+    solid = opacity > 0.5
+
+    def density(probes: Tensor) -> Tensor:
+        coords = world_to_head(probes.flatten(1, -2)) / BOX_RADIUS
+        return decode_raw(plane_features(planes, coords).float(), decoder)[..., 0].view(probes.shape[:-1])
+
+    points = (rays_o + depth[..., None] * rays_d).flatten(1, 2)
+    normals = -F.normalize(central_differences(density, points, NORMAL_STEP), dim=-1).view_as(rays_o)
+    straight = (out["rgb"] / opacity[:, None].clamp(min=1e-3)).clamp(0, 1).permute(0, 2, 3, 1)
+    rgba = torch.cat([straight, opacity[..., None]], dim=-1).clamp(0, 1)
+    return {
+        "rgba": (rgba * 255).round().to(torch.uint8),
+        "depth": (depth * solid * DEPTH_SCALE).round().clamp(0, 32767).to(torch.int16),
+        "normal": (normals * solid[..., None] * 127).round().to(torch.int8),
+    }
+
+
+def drafts_of(
+    prior: BundledPrior, data: MultiViewData, worsen: float = 0.0, seed: int = 0, batch: int | None = None
+) -> MultiViewData:
+    """The prior's answer to view 0 of every subject, from all of the subject's cameras.
+
+    Args: prior and data on one device; worsen in [0, 1], see `draft_planes`; batch: subjects at a time.
+    """
+    batch = batch or (16 if data.device.type == "cuda" else 1 if worsen == 0 else 4)
+    generator = torch.Generator(device=data.device).manual_seed(seed)
+    parts: dict[str, list] = {"rgba": [], "depth": [], "normal": []}
+    for start in range(0, len(data), batch):
+        rows = slice(start, start + batch)
+        planes = draft_planes(prior, data, rows, worsen, generator)
+        views = [
+            draft_view(planes, prior.decoder, data.c2w[rows, v], data.fovy[rows, v], data.size)
+            for v in range(data.rgba.shape[1])
+        ]
+        for name, kept in parts.items():
+            kept.append(torch.stack([view[name] for view in views], dim=1))
+    made = {name: torch.cat(kept) for name, kept in parts.items()}
+    return MultiViewData(**made, c2w=data.c2w, fovy=data.fovy, azimuth=data.azimuth, elevation=data.elevation)
+
+
+def check_same_cameras(data: MultiViewData, drafts: MultiViewData) -> None:
+    """Raises: UsageError when drafts do not belong to the data."""
+    if drafts.rgba.shape != data.rgba.shape or not torch.allclose(drafts.c2w, data.c2w, atol=1e-5):
+        raise UsageError(
+            f"The drafts ({tuple(drafts.rgba.shape[:3])} subjects, views, pixels) were not made from the data "
+            f"({tuple(data.rgba.shape[:3])}); make them with: render-drafts --data DATA --out DRAFTS."
+        )
+    if drafts.depth is None or drafts.normal is None:
+        raise UsageError("The drafts have no depth or no normals; make them with render-drafts.")
+
+
+def render_drafts(
+    data_dir: Path, out: Path, worsen: float = 0.0, seed: int = 0, prior: BundledPrior | None = None,
+    device: torch.device | str | None = None,
+) -> int:  # fmt: skip
+    """Drafts of every shard in `data_dir` that `out` does not hold yet; returns how many were made.
+
+    Raises: UsageError when `out` was made with other settings or weights, or `data_dir` holds no shard.
+    """
+    from .train import default_device
+
+    device = torch.device(device) if device else default_device()
+    prior = (prior or BundledPrior()).to(device)
+    made_by = {
+        "what": "drafts", "worsen": worsen, "seed": seed, "samples": SAMPLES,
+        "weights": [sha256_file(path) for path in prior.files],
+        "data": {name: manifest.get("digest") for name, manifest in read_manifest(data_dir).items()},
+    }  # fmt: skip
+    paths = shard_paths(data_dir)
+    before = read_manifest(out).get("manifest_drafts")
+    if before is not None and before != made_by:
+        raise UsageError(f"{out} holds drafts of other data, weights or settings; delete it or name another folder.")
+    write_text(out / "manifest_drafts.json", json.dumps(made_by, indent=1))
+    todo, started = [path for path in paths if not (out / path.name).is_file()], time.monotonic()
+    for k, path in enumerate(todo, 1):
+        data = load_shards(path, device)
+        index = int(path.stem.rsplit("_", 1)[1])
+        drafts = drafts_of(prior, data, worsen, step_seed(seed, index))
+        arrays = {name: getattr(drafts, name).cpu().numpy() for name in ("rgba", "depth", "normal", "c2w")}
+        camera = torch.stack([data.azimuth, data.elevation, data.c2w[..., :3, 3].norm(dim=-1),
+                              torch.rad2deg(data.fovy)], dim=-1)  # fmt: skip
+        with atomic_path(out / path.name) as partial:
+            np.savez(partial, camera=camera.cpu().numpy(), **arrays)
+        log.info("drafts %d of %d, %.1f s", k, len(todo), time.monotonic() - started)
+    return len(todo)
+
+
+def main(argv: list | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="render-drafts", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with shards of subjects")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the drafts' shards")
+    parser.add_argument("--worsen", type=float, default=0.0, help="0 to 1: make them as bad as a stranger's would be")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prior", type=Path, nargs=2, metavar=("PRIOR", "ENCODER"), help="default: the shipped pair")
+    parser.add_argument("--device", help="torch device; default: a GPU if there is one")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if not 0 <= args.worsen <= 1:
+        raise UsageError(f"--worsen must be between 0 and 1, got {args.worsen}.")
+    count = render_drafts(args.data, args.out, args.worsen, args.seed, BundledPrior(*(args.prior or ())), args.device)
+    log.info("%d shards of drafts made in %s", count, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
