@@ -56,7 +56,7 @@ def interval(values: torch.Tensor, seed: int = 0) -> list[float] | None:
 
 
 @torch.no_grad()
-def make_pictures(model, data: MultiViewData, drafts: MultiViewData | None, steps: int, batch: int = 32) -> dict:
+def make_pictures(model, data: MultiViewData, drafts: MultiViewData | None, steps: int, batch: int = 64) -> dict:
     """{kind: (N, V - 1, 3, S, S) uint8}: views 1... of each subject from its view 0, by geometry of drafts if any."""
     made: dict = {kind: [] for kind in KINDS}
     for view in range(1, data.rgba.shape[1]):
