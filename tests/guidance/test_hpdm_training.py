@@ -163,6 +163,27 @@ def test_stages_change_their_own_parts_and_resume_as_if_never_stopped(data, tmp_
         assert factor > 0 and 0.3 < float(autoencoder.model.encode(batch.target).std()) < 3
 
 
+def test_the_model_of_so_far_is_written_beside_the_checkpoint(data, tmp_path):
+    """It has the averaged weights of what is trained and the exact ones of what is not; writing it changes nothing."""
+    def run(out, every):
+        torch.manual_seed(0)
+        stage = train.DenoiserStage(tiny(), data, config(total_steps=3, ema_decay=0.9))
+        return weights(train.run_stage(stage, out, 600.0, accelerator="cpu", progress=False, every=every))
+
+    often, seldom = run(tmp_path / "often", 0.0), run(tmp_path / "seldom", 600.0)
+    assert all(torch.equal(value, seldom[name]) for name, value in often.items())
+    assert not (tmp_path / "seldom" / "hpdm").exists()
+    written = load_hpdm(tmp_path / "often" / "hpdm").state_dict()
+    torch.manual_seed(0)
+    start = tiny().half().float().state_dict()
+    half = {name: value.half().float() for name, value in often.items()}
+    for name, value in written.items():
+        if name.startswith("vae."):
+            assert torch.equal(value, start[name]), name
+    trained = [name for name in written if name.startswith("unet.") and not torch.equal(half[name], start[name])]
+    assert trained and any(not torch.equal(written[name], start[name]) for name in trained)
+
+
 def test_the_average_follows_quickly_at_first_and_slowly_later():
     callback = train.MovingAverage(0.9)
     for step, expected in ((0, 0.9), (1000, 0.1)):

@@ -232,6 +232,17 @@ def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch):
     assert go(10.0).step == 2
 
 
+def test_weights_and_checkpoint_are_written_with_every_report(tmp_path, monkeypatch):
+    """So that a machine which goes away takes a few minutes with it, not all."""
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    folder, out = write_shards(tmp_path / "data", subjects=1), tmp_path / "out"
+    done = train.run(folder, None, out, 0.5, TrainConfig(**CONFIG), tiny_spec(), device="cpu", report_every=0.0)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == done.step
+    assert load_spec(out / "prior.safetensors", "generator") == load_spec(out / "encoder.safetensors", "encoder")
+    train.run(folder, None, tmp_path / "seldom", 0.5, TrainConfig(**CONFIG), tiny_spec(), device="cpu")
+    assert list((tmp_path / "seldom").iterdir()) == []
+
+
 def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(train, "run", lambda *args, initial: calls.append((*args, initial)))

@@ -366,6 +366,8 @@ def run(
 ) -> Trainer:
     """Train for at most `seconds`, from the checkpoint in `out_dir` if there is one; writes weights, sheets and a card.
 
+    Checkpoint and weights are also written with every report.
+
     Args:
         spec: None is the one of `initial` or the default.
         device: None is `default_device()`.
@@ -403,24 +405,31 @@ def run(
             line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "steps_per_s": round(rate, 2)}
             line |= {k: round(float(v) / count, 4) for k, v in sums.items()}
             if val is not None:
-                line |= evaluate(trainer.ema["generator"], trainer.ema["encoder"], val, None)
+                line |= evaluate(trainer.ema["generator"], trainer.ema["encoder"], val, perceptual)
             trainer.history.append(line)
             log.info(json.dumps(line))
+            write_weights(trainer, out_dir)
             sums, count = {}, 0
             last_report = time.monotonic()
     finish(trainer, val, perceptual, out_dir, data_dir)
     return trainer
 
 
-def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Path, data_dir: Path) -> None:
-    """Checkpoint, shipped weights, numbers and pictures."""
+def write_weights(trainer: Trainer, out_dir: Path) -> None:
+    """Checkpoint, and the averaged weights as they ship."""
     with atomic_path(out_dir / "state.pt") as partial:
         torch.save(trainer.state(), partial)
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
+    for kind, name in (("generator", "prior"), ("encoder", "encoder")):
+        save_weights(trainer.ema[kind], out_dir / f"{name}.safetensors", trainer.spec, kind, info)
+
+
+def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Path, data_dir: Path) -> None:
+    """Checkpoint, shipped weights, numbers and pictures."""
+    info = {"step": trainer.step, "seconds": round(trainer.seconds)}
     generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
     generator.set_latent_gaussian(encode_all(encoder, trainer.data))
-    save_weights(generator, out_dir / "prior.safetensors", trainer.spec, "generator", info)
-    save_weights(encoder, out_dir / "encoder.safetensors", trainer.spec, "encoder", info)
+    write_weights(trainer, out_dir)
     save_weights(trainer.discriminator, out_dir / "discriminator.safetensors", trainer.spec, "discriminator", info)
     scores = evaluate(generator, encoder, val, perceptual) if val is not None else {}
     device = trainer.data.device

@@ -8,11 +8,13 @@ seconds) that is used up. Randomness of a step follows from seed, step and rank 
 that an uninterrupted one would.
 """
 import argparse
+import copy
 import importlib.util
 import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -316,6 +318,15 @@ class MovingAverage(WeightAveraging):
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
+    @torch.no_grad()
+    def model(self, stage: Stage) -> HPDM:
+        """A copy of the averaged model; what is not trained is as it was, for averaging rounds."""
+        model = copy.deepcopy(self._average_model.module.model)
+        for part, current in zip(model.parameters(), stage.model.parameters(), strict=True):
+            if not current.requires_grad:
+                part.copy_(current)
+        return model
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step."""
         if step_idx is not None:
@@ -326,11 +337,14 @@ class MovingAverage(WeightAveraging):
 class Checkpoints(Callback):
     """Writes ``last.ckpt`` every few minutes, and ends a run after so many seconds or when the budget is used up.
 
-    Args: path of the file; seconds of the run; every: seconds between two files.
+    Args: path of the file; seconds of the run; every: seconds between two files; publish: what else is done then, by
+        rank 0, for example to write the model of so far.
     """
 
-    def __init__(self, path: Path, seconds: float, every: float = 150.0):
-        self.path, self.seconds, self.every = path, seconds, every
+    def __init__(
+        self, path: Path, seconds: float, every: float = 150.0, publish: Callable[[Stage], None] | None = None
+    ):
+        self.path, self.seconds, self.every, self.publish = path, seconds, every, publish
         self.start = self.last = time.monotonic()
 
     def on_train_start(self, trainer, stage) -> None:
@@ -343,6 +357,8 @@ class Checkpoints(Callback):
         stop = trainer.strategy.broadcast(now - self.start > self.seconds or stage.share >= 1)
         if stop or trainer.strategy.broadcast(now - self.last > self.every):
             self.write(trainer)
+            if self.publish is not None and not stop and trainer.is_global_zero:
+                self.publish(stage)
         if stop:
             trainer.should_stop = True
 
@@ -364,17 +380,25 @@ def _logger(out: Path):
 
 
 def run_stage(
-    stage: Stage, out: Path, seconds: float, devices: int | str = 1, accelerator: str = "auto", progress: bool = True
-) -> Stage:
-    """Train for at most `seconds`, from ``last.ckpt`` in `out` if there is one; the weights end up as the average."""
+    stage: Stage, out: Path, seconds: float, devices: int | str = 1, accelerator: str = "auto", progress: bool = True,
+    every: float = 150.0,
+) -> Stage:  # fmt: skip
+    """Train for at most `seconds`, from ``last.ckpt`` in `out` if there is one; the weights end up as the average.
+
+    Every `every` seconds the checkpoint and, in ``hpdm``, the averaged model of so far are written to `out`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    last = out / "last.ckpt"
+    last, average = out / "last.ckpt", MovingAverage(stage.config.ema_decay)
+
+    def publish(stage: Stage) -> None:
+        save_hpdm(average.model(stage).cpu(), out / "hpdm")
+
     cuda = torch.cuda.is_available() and accelerator != "cpu"
     trainer = pl.Trainer(
         accelerator=accelerator, devices=devices, max_epochs=-1, precision="32-true",  # a step sets its own bfloat16
         benchmark=cuda, log_every_n_steps=50, use_distributed_sampler=False,
         enable_checkpointing=False, logger=_logger(out),
-        callbacks=[MovingAverage(stage.config.ema_decay), Checkpoints(last, seconds)],
+        callbacks=[average, Checkpoints(last, seconds, every, publish)],
         strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
         enable_progress_bar=progress, enable_model_summary=False,
     )  # fmt: skip

@@ -1,0 +1,65 @@
+"""The plan by which the shipped models are trained: its commands exist, its steps come in order."""
+import argparse
+import threading
+
+import pytest
+from portrait_diffusion import cli
+
+from .scripts import load_script
+
+plan = load_script("train_bundled")
+ARGS = ["--assets", "a", "--basis", "b", "--perceptual-weights", "p"]
+
+
+class Parsed(Exception):
+    """In the place of the work."""
+
+
+def test_every_command_is_understood(tmp_path, monkeypatch):
+    """Its options are parsed by the command itself, which is stopped right after."""
+    seen = []
+    monkeypatch.setattr(plan, "train_all", lambda args: seen.append(plan.commands(args)))
+    assert plan.main([*ARGS, "--out", str(tmp_path)]) == 0
+    real = argparse.ArgumentParser.parse_args
+
+    def stop(parser, argv=None, namespace=None):
+        real(parser, argv, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for name, words in seen[0].items():
+        more = plan.budget(100.0) if name in ("autoencoder", "denoiser", "prior") else []
+        with pytest.raises(Parsed):
+            cli.COMMANDS[words[0]](words[1:] + more)
+    with pytest.raises(SystemExit):
+        cli.COMMANDS["train-hpdm"](["--no-such-option"])
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus):
+    runs, lock = [], threading.Lock()
+
+    def run(self, name, words, gpu=None, threads=2):
+        with lock:
+            runs.append((name, words, gpu))
+        if name == "train":
+            (tmp_path / "train").mkdir()
+            (tmp_path / "train" / "train_00000.npz").touch()
+
+    monkeypatch.setattr(plan.Machine, "run", run)
+    monkeypatch.setattr(plan.time, "sleep", lambda s: None)
+    command = [*ARGS, "--out", str(tmp_path), "--gpus", str(gpus), "--subjects", "50", "--seconds", "300"]
+    assert plan.main(command) == 0
+    names = [name for name, _, _ in runs]
+    assert names[:3] == ["val", "test", "train"] and ("prior" in names) == (gpus == 2)
+    assert names.index("denoiser") > max(names.index("autoencoder"), len(names) - 1 - names[::-1].index("drafts"))
+    words = next(words for name, words, _ in runs if name == "denoiser")
+    assert 250 <= float(words[words.index("--total-seconds") + 1]) <= 275
+
+
+def test_a_failing_step_names_its_log(tmp_path):
+    machine = plan.Machine(tmp_path, 1)
+    with pytest.raises(SystemExit, match="drafts failed; see .*drafts.log"):
+        machine.run("drafts", ["render-drafts", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")])
+    assert "No shards" in (tmp_path / "drafts.log").read_text()
+    assert "drafts ends with 2" in (tmp_path / "steps.log").read_text()
