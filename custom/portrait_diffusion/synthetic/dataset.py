@@ -43,7 +43,7 @@ from .subjects import SPLITS, canonical_lighting
 from .views import evaluation_cameras, landmark_visibility, training_cameras
 
 LOG = logging.getLogger("portrait_diffusion")
-VERSION = 3  # increase when the same arguments give other pictures
+VERSION = 4  # increase when the same arguments give other pictures
 
 
 @dataclass(frozen=True)

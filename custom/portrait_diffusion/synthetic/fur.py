@@ -6,14 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import lighting
+from .hair import blur
 from .heads import HeadBasis
 from .mesh import vertex_normals
 from .normalise import normalise_head
 from .parts import LABELS, Part, compact
 from .skin import SkinLayout, beard_region, facial_hair_linear, hair_linear, scalp_region, smoothstep
 from .subjects import Subject
+from .variety import length_map
 
 SHELLS = 7
+"""Of the shortest hair; longer hair has more, one every `SHELL_STEP`."""
+SHELL_STEP = 0.004
+"""Scene units."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ def fur_parts(
             layout,
             subject.rng(4),
             textures,
+            length_map(regions.mean, subject.hair_variety, subject.rng(8)),
+            subject.hair_variety,
         )
     beard = subject.beard
     if beard.length > 0:
@@ -90,7 +97,16 @@ def fur_parts(
     return parts
 
 
-def _shells(name, label, weight, mask, length, density, colour, head, basis, layout, rng, textures) -> list:
+def tuft_tones(shape: tuple, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Brightness (H, W) in [0.55, 1] of tufts a few hairs wide, so that longer hair is not one flat colour."""
+    noise = sum(blur(rng.random(shape, np.float32), radius) * radius for radius in (1.5, 4.0, 10.0))
+    noise = (noise - noise.mean()) / max(float(noise.std()), 1e-6)
+    return (0.85 + 0.12 * amount * noise).clip(0.55, 1.0)
+
+
+def _shells(
+    name, label, weight, mask, length, density, colour, head, basis, layout, rng, textures, relative=1.0, tufts=0.0
+) -> list:  # fmt: skip
     corner = layout.corner_vertex
     faces = layout.faces[layout.on_head & (weight[corner][layout.faces].max(1) > 0.02)]
     if not len(faces):
@@ -100,17 +116,22 @@ def _shells(name, label, weight, mask, length, density, colour, head, basis, lay
     direction = normals + (comb - normals * (normals @ comb)[:, None])
     mask = mask[::2, ::2]
     grain = rng.random(mask.shape).astype(np.float32)
+    tone = np.ones(mask.shape, np.float32)
+    if tufts > 0:
+        tone = tuft_tones(mask.shape, tufts, rng)
     parts = []
-    for k in range(SHELLS):
-        level = (k + 0.5) / SHELLS
+    shells = max(SHELLS, round(length / SHELL_STEP))
+    reach = length * np.broadcast_to(relative, len(head)) * (0.3 + 0.7 * weight)
+    for k in range(shells):
+        level = (k + 0.5) / shells
         alpha = smoothstep(
             level - 0.15, level + 0.35, (0.35 + 0.9 * grain) * mask * density + (0.25 if k == 0 else 0.0) * mask
         )
         shade = 0.6 + 0.55 * level
         key = f"{name}_{k}"
-        textures[key] = np.full(alpha.shape + (4,), 255, np.uint8)
+        textures[key] = np.repeat((tone * 255).astype(np.uint8)[..., None], 4, axis=-1)
         textures[key][..., 3] = alpha * 255
-        vertices = head + direction * (length * (level + 0.08) * (0.3 + 0.7 * weight))[:, None]
+        vertices = head + direction * (reach * (level + 0.08))[:, None]
         part = Part(
             key,
             label,

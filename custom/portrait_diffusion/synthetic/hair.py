@@ -42,7 +42,7 @@ def strand_streaks(value: np.ndarray, length: int = 14, smoothing: float = 3.0) 
     eigenvector of the structure tensor.
     """
     gy, gx = np.gradient(value)
-    xx, yy, xy = (_blur(a, smoothing) for a in (gx * gx, gy * gy, gx * gy))
+    xx, yy, xy = (blur(a, smoothing) for a in (gx * gx, gy * gy, gx * gy))
     angle = 0.5 * np.arctan2(2 * xy, xx - yy) + np.pi / 2
     rows, columns = value.shape
     white = np.random.default_rng(0).standard_normal(value.shape).astype(np.float32)
@@ -60,11 +60,11 @@ def strand_streaks(value: np.ndarray, length: int = 14, smoothing: float = 3.0) 
             previous = here
             x, y = x + direction * np.cos(here), y + direction * np.sin(here)
             total += white[y.round().astype(int).clip(0, rows - 1), x.round().astype(int).clip(0, columns - 1)]
-    total -= _blur(total, 6.0)
+    total -= blur(total, 6.0)
     return total / max(float(total.std()), 1e-6)
 
 
-def _blur(picture: np.ndarray, radius: float) -> np.ndarray:
+def blur(picture: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur by three box blurs of cumulative sums, edges repeated."""
     half = max(1, int(round(radius * 0.9)))
     for _ in range(3):

@@ -48,6 +48,7 @@ HAIR_ODDS = {  # relative odds (male, female) of each style; "buzz" and "bald" a
     "buzz": (1.3, 0.06),
     "bald": (0.6, 0.02),
 }
+SHORT = ("short01", "short02", "short04", "afro01", "buzz")  # styles for which cropped hair may stand
 OPEN_EYES = {"-eye-scale-incr": 0.15, "-eye-height1-incr": 0.2, "-eye-height2-incr": 0.3, "-eye-height3-incr": 0.2}
 
 
@@ -59,12 +60,15 @@ def sample_subject(seed: int, split: str, index: int, basis: HeadBasis, assets: 
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, not '{split}'.")
     rng = np.random.default_rng([seed, SPLITS[split], index])
+    more = np.random.default_rng([seed, SPLITS[split], index, 6])
     female = bool(rng.random() < 0.5)
     old = bool(rng.random() < 0.25)
     skin, origin = _skin(rng, assets.names("skins", split), female, old)
     age = rng.uniform(0.72, 0.98) if old else rng.uniform(0.55, 0.74)
     tone, skin_srgb = _skin_colour(rng, origin)
     hair_name, grey = _hair(rng, assets.names("hair", split), female, age)
+    variety, cropped = _variety(more, split, female)
+    hair_name = "buzz" if cropped and hair_name in SHORT else hair_name
     odds = DARK_HAIR_ODDS if origin != "caucasian" else LIGHT_HAIR_ODDS
     hair_srgb = _hair_colour(rng, odds, dyed=female and rng.random() < 0.06)
     expression = _expression(rng)
@@ -90,7 +94,7 @@ def sample_subject(seed: int, split: str, index: int, basis: HeadBasis, assets: 
         hair_wave=float(max(0.0, rng.normal(0.25, 0.4)) if female else 0.0),
         hair_mirror=bool(rng.random() < 0.5),
         hair_ends=float(rng.normal(0.1, 0.25)),
-        buzz_length=float(rng.uniform(0.003, 0.016)),
+        buzz_length=_buzz_length(rng, more, cropped),
         hairline=float(
             np.clip(rng.normal(0.0, 0.008) + (0.0 if female else rng.choice([0.0, 0.02], p=[0.7, 0.3])), -0.01, 0.035)
         ),
@@ -108,6 +112,7 @@ def sample_subject(seed: int, split: str, index: int, basis: HeadBasis, assets: 
         beard=Beard() if female else _beard(rng),
         glasses=_glasses(rng) if rng.random() < 0.17 else None,
         lighting=_lighting(rng),
+        hair_variety=variety,
     )
 
 
@@ -213,6 +218,20 @@ def _hair(rng, names: list[str], female: bool, age: float) -> tuple[str, float]:
         else 0.0
     )
     return name, grey
+
+
+def _variety(rng, split: str, female: bool) -> tuple[float, bool]:
+    """How far hair differs from its asset, and whether short hair is cropped instead.
+
+    Training only: held-out heads keep their hair as it was made, so that their numbers compare over time.
+    """
+    amount, cropped = float(rng.uniform(0.3, 1.0)), bool(rng.random() < (0.2 if female else 0.3))
+    return (amount, cropped) if split == "train" else (0.0, False)
+
+
+def _buzz_length(rng, more, cropped: bool) -> float:
+    short, long = rng.uniform(0.003, 0.016), np.exp(more.uniform(*np.log([0.008, 0.05])))
+    return float(long if cropped else short)
 
 
 def _hair_colour(rng, odds, dyed: bool) -> tuple:

@@ -17,6 +17,7 @@ from .normalise import normalise_head
 from .parts import LABELS, Part, Scene, compact
 from .skin import facial_hair_linear, hair_linear, paint_skin, scalp_region, skin_layout, to_linear
 from .subjects import Subject
+from .variety import vary_shape
 
 NEAR_CYLINDER = 0.5  # triangles farther from the axis than this are dropped
 
@@ -209,6 +210,7 @@ class SceneBuilder:
             return []
         positions, normals, uvs, faces = self._fitted("hair", subject.hair, body, scale, translation)
         positions, faces = hair.shape_hair(positions, faces, subject)
+        positions = vary_shape(positions, subject.hair_variety, subject.rng(7))
         normals = unit(hair.smooth_normals(positions, normals))
         key = f"asset:hair/{subject.hair}"
         textures[key] = self.hair_texture("hair", subject.hair)

@@ -95,6 +95,7 @@ class Subject:
     beard: Beard = field(default_factory=Beard)
     glasses: Glasses | None = None
     lighting: Lighting | None = None
+    hair_variety: float = 0.0
 
     def rng(self, stream: int) -> np.random.Generator:
         """An independent random stream of this subject (noise textures and the like)."""
