@@ -4,6 +4,7 @@ import torch
 from portrait_diffusion.guidance.distillation import (
     WEIGHTINGS,
     ddim_inversion,
+    ddim_sampling,
     distillation_gradient,
     distillation_loss,
     paper_scale,
@@ -65,3 +66,40 @@ def test_inversion_with_a_denoiser_that_is_right_adds_its_noise():
     assert seen == [[0, 0], [20, 20], [40, 40], [60, 60]] and level == 60
     torch.testing.assert_close(x, abar[80].sqrt() * x0 + (1 - abar[80]).sqrt() * eps)
     torch.testing.assert_close(before, abar[60].sqrt() * x0 + (1 - abar[60]).sqrt() * eps)
+
+
+def test_sampling_with_a_denoiser_that_is_right_finds_the_picture():
+    x0, eps, abar = normal(2, 4, 3, 3), normal(2, 4, 3, 3, seed=1), torch.linspace(1.0, 0.0, 101, dtype=torch.float64)
+    noisy = abar[80].sqrt() * x0 + (1 - abar[80]).sqrt() * eps
+    seen = []
+
+    def predict(x, steps):
+        """Knows the picture; reads the noise off."""
+        t = int(steps[0])
+        seen.append(t)
+        return x0, (x - abar[t].sqrt() * x0) / (1 - abar[t]).sqrt()
+
+    torch.testing.assert_close(ddim_sampling(noisy, 80, 4, abar, predict), x0)
+    assert seen == [80, 60, 40, 20]
+    seen.clear()
+    ddim_sampling(noisy, 2, 8, abar, predict)
+    assert seen == [2, 1], "never more calls than levels"
+
+
+def test_sampling_undoes_inversion():
+    """For Gaussian data the exact denoiser is linear; down the way that inversion went up, errors fall with the step.
+
+    x0 ~ N(0, v): E[x0 | x_t] = a v x_t / (a^2 v + s^2), a = sqrt(abar), s^2 = 1 - abar.
+    """
+    abar, v, x = torch.linspace(1.0, 0.02, 1001, dtype=torch.float64), 0.5, normal(3, 2, 4, 4)
+
+    def predict(noisy, steps):
+        a, s2 = abar[steps[0]].sqrt(), 1 - abar[steps[0]]
+        clean = a * v * noisy / (a**2 * v + s2)
+        return clean, (noisy - a * clean) / s2.sqrt().clamp(min=1e-9)
+
+    errors = []
+    for steps in (50, 100, 200):
+        up, _, _ = ddim_inversion(x, 800, steps, abar, predict)
+        errors.append(float((ddim_sampling(up, 800, steps, abar, predict) - x).norm() / x.norm()))
+    assert errors[2] < errors[1] < errors[0] and errors[2] < 0.05

@@ -221,3 +221,26 @@ def test_what_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
     for key in ("loss_type", "weighting_strategy"):
         with pytest.raises(UsageError, match=f"guidance.{key} is 'magic'"):
             make(folder, **{key: "magic"})
+
+
+def test_painting_keeps_what_little_noise_leaves_and_follows_its_conditions(folder):
+    """With the smallest noise the picture is the render through the autoencoder; with much it depends on the views."""
+    guidance = make(folder)
+    guidance.set_views(ball([0.0, 90.0]))
+    views = ball([10.0, 120.0])
+    rgb = views.rgb.permute(0, 2, 3, 1)
+    told = views.c2w, views.fovy, *geometry_of(views).values()
+
+    def paint(low, high, **changes):
+        guidance.update_step(0, 0)
+        guidance.set_min_max_steps(low, high)
+        return guidance.paint(rgb, 3, *told, **changes)
+
+    through = guidance.model.decode(guidance.model.encode(views.rgb)).clamp(0, 1)
+    little = paint(0.0, 0.001)
+    assert little.shape == (2, 3, SIZE, SIZE) and not little.requires_grad
+    much = paint(0.02, 0.98)
+    assert float((little - through).abs().mean()) < 0.25 * float((much - through).abs().mean())
+    assert torch.equal(much, paint(0.02, 0.98)), "noise is a function of seed and step"
+    guidance.set_views(ball([180.0, 90.0]))
+    assert not torch.equal(much, paint(0.02, 0.98))

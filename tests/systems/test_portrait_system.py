@@ -104,11 +104,13 @@ def test_the_gate_is_closed_in_front_and_open_behind(head):
     assert float(middle[0]) > 0.99 and float(middle[-1]) < 0.1, "0.1: at the nose the surface turns away"
 
 
-@pytest.mark.parametrize("sampler", ["iid", "mvnrs", "object"])
-def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler):
-    """Cameras, noise, known views and anchors: 4 steps and 2 more are 6, though views_every is 2 and not 4."""
+@pytest.mark.parametrize(("sampler", "painted"), [("iid", 0), ("mvnrs", 0), ("object", 0), ("iid", 4)])
+def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler, painted):
+    """Cameras, noise, known and painted views, anchors: 4 steps and 2 more are 6, though views_every is 3 and not 4."""
     noise = {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 2} if sampler == "mvnrs" else {}
-    stages = {name: stage | {"views_every": 3} for name, stage in STAGES.items()}
+    stages = {name: stage | {"views_every": 3, "painted": painted} for name, stage in STAGES.items()}
+    if painted:
+        stages["refine"] = stages["refine"] | {"loss": {"lambda_painted": 1.0}, "reference_every": 3}
     guidance = {"pretrained_model_name_or_path": model, "noise_sampler_type": f"portrait-diffusion-{sampler}-noise",
                 "noise_sampler": noise}  # fmt: skip
 
@@ -125,6 +127,38 @@ def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tm
     fit(second, data, 6, checkpoint=str(tmp_path / "four.ckpt"))
     assert torch.equal(whole.geometry.restoration, second.geometry.restoration)
     assert float((whole.geometry.restoration - first.geometry.restoration).abs().max()) > 0
+
+
+def test_the_head_is_fitted_to_what_is_painted(data, model, head, monkeypatch):
+    """A model that paints everything grey greys the back; other guidances are asked beside; looks come in turn."""
+    found = {"grey": Grey}
+    original = host.find
+    monkeypatch.setattr("portrait_diffusion.systems.portrait.find", lambda name: found.get(name) or original(name))
+    Grey.calls = 0
+    stage = {"steps": 12, "resolution": [16], "painted": 4, "paint_steps": 2, "views_every": 6, "reference_every": 0,
+             "azimuths": [[135, 225]], "loss": {"lambda_painted": 1.0}}  # fmt: skip
+    system = make(model, {"refine": stage}, extra_guidances=[{"type": "grey"}])
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    looks = []
+
+    def paint(self, rgb, steps, c2w, fovy, depth, normals, opacity):
+        looks.append((rgb.shape, steps))
+        return torch.full((len(rgb), 3, SIZE, SIZE), 0.5)
+
+    monkeypatch.setattr(type(original("portrait-diffusion-hpdm-guidance")({"pretrained_model_name_or_path": model})),
+                        "paint", paint)  # fmt: skip
+    fit(system, data, 12)
+    curve = system.curves["refine/painted"]
+    assert looks == [((4, SIZE, SIZE, 3), 2)] * 2 and len(curve) == 12 and Grey.calls == 12
+    assert sum(curve[-4:]) < 0.8 * sum(curve[:4])
+
+
+def test_a_guidance_that_cannot_paint_is_named(data, model, head, monkeypatch):
+    system = make(model, {"refine": {"steps": 1, "resolution": [16], "painted": 2, "reference_every": 0}})
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    monkeypatch.delattr("portrait_diffusion.guidance.hpdm_guidance.HPDMGuidance.paint")
+    with pytest.raises(UsageError, match="cannot paint views; set painted: 0"):
+        fit(system, data, 1)
 
 
 def test_losses_that_do_not_exist_are_named(model):
@@ -146,6 +180,7 @@ def test_other_guidances_mix_in_by_stage(data, model, head, monkeypatch):
     found = {"grey": Grey}
     original = host.find
     monkeypatch.setattr("portrait_diffusion.systems.portrait.find", lambda name: found.get(name) or original(name))
+    Grey.calls = 0
     system = make(model, guidance_type="", extra_guidances=[{"type": "grey", "weight": 2.0, "stages": ["refine"]}])
     monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
     logged = {}

@@ -86,3 +86,22 @@ def ddim_inversion(
         before = x
         x = alphas_cumprod[t].sqrt() * clean + (1 - alphas_cumprod[t]).sqrt() * noise
     return x, before, levels[-2]
+
+
+@torch.no_grad()
+def ddim_sampling(
+    noisy: Tensor, timestep: int, steps: int, alphas_cumprod: Tensor,
+    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:  # fmt: skip
+    """Clean latents that deterministic sampling makes of noisy ones; the formula of `ddim_inversion`, downwards.
+
+    Args: noisy (B, C, h, w) at level `timestep`; steps: calls of `predict`, at most `timestep`; the others as there.
+    Returns: (B, C, h, w), what the last call predicts.
+    """
+    levels = torch.linspace(timestep, 0, min(steps, timestep) + 1).round().long().tolist()[:-1]
+    x = clean = noisy
+    for s, t in zip(levels, [*levels[1:], None]):
+        clean, noise = predict(x, torch.full((len(x),), s, device=x.device))
+        if t is not None:
+            x = alphas_cumprod[t].sqrt() * clean + (1 - alphas_cumprod[t]).sqrt() * noise
+    return clean

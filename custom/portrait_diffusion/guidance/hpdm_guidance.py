@@ -13,7 +13,15 @@ from ..noise.samplers import NoiseRequest
 from ..ops.cameras import CANONICAL_DISTANCE, canonical_fovy, orbit_c2w
 from ..optional import require
 from ..seeds import step_seed
-from .distillation import LOSSES, WEIGHTINGS, ddim_inversion, distillation_gradient, distillation_loss, weighting
+from .distillation import (
+    LOSSES,
+    WEIGHTINGS,
+    ddim_inversion,
+    ddim_sampling,
+    distillation_gradient,
+    distillation_loss,
+    weighting,
+)
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "hpdm"
 
@@ -194,6 +202,33 @@ class HPDMGuidance(BaseObject):
         if guidance_eval:
             out["eval"] = self._evaluation(clean, noisy, prediction, t)
         return out
+
+    @torch.no_grad()
+    def paint(
+        self, rgb: Tensor, steps: int, c2w: Tensor, fovy: Tensor, depth: Tensor, normals: Tensor, opacity: Tensor
+    ) -> Tensor:
+        """What the model would have of B renders: they get the noise of the largest timestep, and `steps` take it off.
+
+        With timesteps near the end little of a render is kept but its geometry.
+
+        Args: as of a call; steps: denoiser calls.
+        Returns: (B, 3, S, S) in [0, 1], of the model's size.
+        """
+        model, steps = self._model, int(steps)
+        conditions, bank, depth = self._conditions(c2w, fovy, depth, normals, opacity)
+        if hasattr(model, "plain"):
+            conditions = self._with_text(conditions, c2w, None, None, None, None)
+        clean = self._encode(rgb)
+        noise = self.noise_sampler(NoiseRequest(tuple(clean.shape), c2w, fovy, depth, self.generator))
+        t = torch.full((len(clean),), self.max_step, device=clean.device)
+
+        def predict(noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+            found = model.predict(noisy, levels, conditions, *self.scales, bank)
+            return found.clean, found.noise
+
+        noisy = model.add_noise(clean, noise, t)
+        latents = ddim_sampling(noisy, self.max_step, steps, model.alphas_cumprod, predict)
+        return model.decode(latents).float().clamp(0, 1)
 
     def _encode(self, rgb: Tensor) -> Tensor:
         """Latents (B, C, h, w) of renders (B, H, W, 3), resized to the model's pictures; differentiable."""

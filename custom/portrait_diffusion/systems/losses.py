@@ -49,8 +49,10 @@ GRID_LOSSES = {"tv": total_variation, "restoration": size}
 """Losses of the restoration grid by name."""
 PHOTO_LOSSES = ("rgb", "alpha", "perceptual")
 """Losses of the photo's own view by name."""
+PAINTED_LOSSES = ("painted", "painted_perceptual")
+"""Losses of painted views by name, see `systems.painting`."""
 
 
 def known_names() -> tuple:
     """Names that a stage's `loss` may weigh with lambda_NAME."""
-    return (*RENDER_LOSSES, *GRID_LOSSES, *PHOTO_LOSSES)
+    return (*RENDER_LOSSES, *GRID_LOSSES, *PHOTO_LOSSES, *PAINTED_LOSSES)

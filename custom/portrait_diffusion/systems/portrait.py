@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ..data.portrait import camera_batch
 from ..errors import UsageError
 from ..host import BaseLift3DSystem, C, config_to_primitive, find, register, update_if_possible
 from ..inversion.camera import PhotoCamera
@@ -25,6 +26,7 @@ from ..priors.storage import load_spec
 from ..renderer.volume import unit_normals
 from ..seeds import step_seed
 from . import losses
+from .painting import Painted, look_around, painting_losses, rows_of
 from .preservation import restoration_gate
 from .stages import Schedule
 
@@ -77,6 +79,7 @@ class PortraitSystem(BaseLift3DSystem):
         self._target: Target | None = None
         self._perceptual = None
         self._known_at: tuple | None = None
+        self._painted: Painted | None = None
         self._saved: dict | None = None
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
@@ -126,14 +129,15 @@ class PortraitSystem(BaseLift3DSystem):
         fresh = self.global_step == 0 and not self.resumed and self.cfg.weights is None
         if self.cfg.init and fresh:
             self.initialize(photo)
-        if self._target is not None:
-            self._perceptual = self._load_perceptual()
+        self._perceptual = self._load_perceptual()
         if self.cfg.guidance_type:
             self.guidance = find(self.cfg.guidance_type)(self.cfg.guidance)
             self._prompts = self._prompt(self.cfg.prompt_processor_type, self.cfg.prompt_processor)
             if self._saved is not None and hasattr(self.guidance, "load_state_dict"):
                 self.guidance.load_state_dict(self._saved["guidance"])
                 self._known_at = tuple(self._saved["known_at"]) if self._saved["known_at"] else None
+                painted = self._saved.get("painted")
+                self._painted = None if painted is None else Painted(**painted).to(self.device)
                 self._give_geometry()
         extras = [ExtraGuidance(**extra) for extra in config_to_primitive(self.cfg.extra_guidances)]
         self._others = [
@@ -158,7 +162,8 @@ class PortraitSystem(BaseLift3DSystem):
 
     def _load_perceptual(self):
         """ST-LPIPS if any stage weighs it."""
-        wanted = any(stage.loss.get("lambda_perceptual") for stage in self.schedule.stages.values())
+        names = ("lambda_perceptual", "lambda_painted_perceptual")
+        wanted = any(stage.loss.get(name) for stage in self.schedule.stages.values() for name in names)
         net = load_perceptual(InversionConfig(lambda_perceptual=1.0)) if wanted else None
         return None if net is None else net.to(self.device)
 
@@ -214,10 +219,13 @@ class PortraitSystem(BaseLift3DSystem):
         place = self.schedule.at(self.true_global_step)
         stage = place.stage
         if self._target is not None and stage.shows_photo(place.step):
-            found, out = self._photo_losses(stage.resolution_at(place.step))
+            found, out = self._photo_losses(place)
+        elif stage.painted and self.cfg.guidance_type:
+            found, out, batch = self._painted_losses(place)
+            found |= self._other_losses(batch, out, place)
         else:
             out = self(batch)
-            found = self._guidance_losses(batch, out, place)
+            found = self._guidance_losses(batch, out, place) | self._other_losses(batch, out, place)
         found |= {name: loss(out) for name, loss in losses.RENDER_LOSSES.items() if self._weight(place, name)}
         grid = getattr(self.geometry, "restoration", None)
         if grid is not None:
@@ -239,8 +247,9 @@ class PortraitSystem(BaseLift3DSystem):
             return 1.0
         return scheduled(place.stage.loss.get(f"lambda_{name}", 0.0), place.step)
 
-    def _photo_losses(self, size: int) -> tuple[dict, dict]:
+    def _photo_losses(self, place) -> tuple[dict, dict]:
         """Losses of the photo's own view, and its render."""
+        size = place.stage.resolution_at(place.step)
         rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
         out = self({"rays_o": rays_o, "rays_d": rays_d})
         rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
@@ -248,17 +257,44 @@ class PortraitSystem(BaseLift3DSystem):
         target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
         colour, silhouette = photo_losses(rgb, alpha, target)
         found = {"rgb": colour, "alpha": silhouette}
-        if self._perceptual is not None:
+        if self._weight(place, "perceptual") and self._perceptual is not None:
             found["perceptual"] = self._perceptual(*over_white(rgb, alpha, target)).mean()
         return found, out
 
+    def _painted_losses(self, place) -> tuple[dict, dict, dict]:
+        """Losses of some painted views, their renders and cameras; looks around and paints where the stage says so."""
+        self._prepare_guidance(place)
+        painted = self._painted
+        rows = rows_of(place.step, place.stage.views, len(painted))
+        batch = camera_batch(painted.azimuth[rows], painted.elevation[rows], place.stage.resolution_at(place.step))
+        out = self(batch)
+        perceptual = self._perceptual if self._weight(place, "painted_perceptual") else None
+        return painting_losses(out["comp_rgb"], painted.rgb[rows], perceptual), out, batch
+
+    @torch.no_grad()
+    def _paint(self, stage, turn: int) -> Painted:
+        """The pictures of a look around."""
+        if not hasattr(self.guidance, "paint"):
+            raise UsageError(f"{self.cfg.guidance_type} cannot paint views; set painted: 0 in the stages.")
+        azimuth, elevation = (x.to(self.device) for x in look_around(stage, turn))
+        size = self.guidance.model.image_size
+        batch = camera_batch(azimuth, elevation, size)
+        out = self._look(batch["rays_o"], batch["rays_d"])
+        normals = unit_normals(out["comp_normal"], out["opacity"])
+        told = batch["c2w"], batch["fovy"], out["depth"], normals, out["opacity"]
+        return Painted(self.guidance.paint(out["comp_rgb"], stage.paint_steps, *told), azimuth, elevation)
+
     def _guidance_losses(self, batch: dict, out: dict, place) -> dict[str, Tensor]:
-        """Losses of the system's guidance and of the others, each times its weight."""
-        found: dict[str, Tensor] = {}
+        """Losses of the system's guidance, times its weight."""
         weight = scheduled(place.stage.guidance, place.step)
-        if self.cfg.guidance_type and weight:
-            self._prepare_guidance(place)
-            found |= self._ask(self.guidance, self._prompts, weight, "guidance", batch, out)
+        if not (self.cfg.guidance_type and weight):
+            return {}
+        self._prepare_guidance(place)
+        return self._ask(self.guidance, self._prompts, weight, "guidance", batch, out)
+
+    def _other_losses(self, batch: dict, out: dict, place) -> dict[str, Tensor]:
+        """Losses of the other guidances, each times its weight."""
+        found: dict[str, Tensor] = {}
         for k, (extra, guidance, prompts) in enumerate(self._others):
             weight = scheduled(extra.weight, place.step) if place.name in extra.stages else 0.0
             if weight:
@@ -292,6 +328,7 @@ class PortraitSystem(BaseLift3DSystem):
         if hasattr(guidance, "set_views"):
             guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
         self._give_geometry()
+        self._painted = self._paint(stage, turn[1]) if stage.painted else None
 
     def _give_geometry(self) -> None:
         """The head's depth for a noise sampler that asks for it, once."""
@@ -304,7 +341,9 @@ class PortraitSystem(BaseLift3DSystem):
         """What a guidance keeps between steps belongs to the run."""
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
-            checkpoint["portrait"] = {"guidance": self.guidance.state_dict(), "known_at": known}
+            painted = None if self._painted is None else dict(vars(self._painted))
+            state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted}
+            checkpoint["portrait"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._saved = checkpoint.get("portrait")

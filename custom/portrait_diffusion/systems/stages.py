@@ -39,6 +39,11 @@ class StageConfig:
     """Largest timestep of the guidance as a share of all, a schedule."""
     views_every: int = 50
     """Steps between looks at the head for the guidance's known views; 0 is once, at the start of the stage."""
+    painted: int = 0
+    """Views of a look that the guidance paints anew (`HPDMGuidance.paint`) and the steps are fitted to, until the next
+    look (`views_every`); 0 asks the guidance for its gradient in every step instead."""
+    paint_steps: int = 8
+    """Denoiser calls of such a look, from max_step_percent down."""
     known_azimuths: list = field(default_factory=lambda: [90.0, -90.0, 180.0])
     """Azimuths of renders that the guidance knows beside the photo, degrees."""
     loss: dict = field(default_factory=dict)
@@ -47,7 +52,8 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.pairs not in PAIRS:
             raise UsageError(f"pairs must be one of {', '.join(PAIRS)}; got '{self.pairs}'.")
-        for name, low in (("steps", 0), ("views", 1), ("reference_every", 0), ("views_every", 0)):
+        for name, low in (("steps", 0), ("views", 1), ("reference_every", 0), ("views_every", 0), ("painted", 0),
+                          ("paint_steps", 1)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
         if len(self.milestones) != len(self.resolution) - 1 or list(self.milestones) != sorted(self.milestones):
