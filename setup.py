@@ -22,12 +22,12 @@ PARTS = {
 OPTIONAL = {
     "plots": ["matplotlib>=3.7"],
     "train": ["pytorch-lightning>=2.6,<3", "tensorboard>=2.14"],
-    "hpdm": ["diffusers>=0.30"],
-    "sd": ["diffusers>=0.30", "transformers>=4.40"],
+    "hpdm": ["diffusers>=0.30", "huggingface-hub>=0.23"],
+    "sd": ["diffusers>=0.30", "transformers>=4.40", "huggingface-hub>=0.23"],
     "synthetic": ["anny>=0.6,<0.7", "moderngl>=5.10"],
     "dev": [
         "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10", "diffusers>=0.30",
-        "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
+        "huggingface-hub>=0.23", "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
     ],
 }
 

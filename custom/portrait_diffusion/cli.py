@@ -27,6 +27,7 @@ _EPILOG = """\
 other commands (each with its own --help):
   render          pictures of a finished head from any direction
   doctor          what is installed, what is missing, and the command that brings it
+  models          which public models a configuration needs; downloads them if you agree
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
   train-matte     train the matting network
@@ -53,7 +54,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="YAML file, or the name of a shipped one (default: portrait-mini)")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/NAME/PHOTO); continued if it exists")
     parser.add_argument("--aligned", action="store_true", help="the photo already is a canonical crop")
-    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute; only the CPU so far")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     parser.add_argument("--seed", type=int, help="seed of every random choice (default: the configuration's, 0)")
     parser.add_argument("--metrics", action="store_true", help="also compare the head with the photo, for the report")
     parser.add_argument("--quiet", action="store_true", help="no progress; warnings, errors and the result only")
@@ -74,7 +75,7 @@ def render_parser() -> argparse.ArgumentParser:
     parser.add_argument("--elevations", type=float, nargs="+", default=[0.0], metavar="DEG", help="-89 to 89, 0 level")
     parser.add_argument("--size", type=int, default=256, help="width and height, pixels (default 256)")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/renders)")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
@@ -240,6 +241,8 @@ def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, 
     """What a run would do, for ``--dry-run``."""
     import yaml
 
+    from . import host
+
     config = pipeline.config
     fit, export = config.system.inversion, config.system.exporter
     views = len(export.view_azimuths_deg) * len(export.view_elevations_deg)
@@ -250,6 +253,7 @@ def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, 
         "export": f"mesh from {export.mesh.resolution}^3 cells, {views} views and {export.turntable.frames} frames of "
         f"video at {export.render_size} px",
         "weights": ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in weights),
+        "device": str(host.get_device()),
     }
     table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
     plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
@@ -359,9 +363,48 @@ def train_hpdm_command(argv: Sequence[str]) -> int:
     return train(list(argv))
 
 
+def models_parser() -> argparse.ArgumentParser:
+    """Options of `models`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{program()[-1]} models", allow_abbrev=False,
+        description="Say which public models a configuration needs and which are here; download the rest if you agree.",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped one")
+    parser.add_argument("--yes", action="store_true", help="download without asking")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    return parser
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Ask on the terminal; `yes` answers.
+
+    Raises: UsageError where nobody can be asked.
+    """
+    if yes:
+        print(f"{question} yes (--yes)")
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody can be asked here; add --yes to agree.")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def models_command(argv: Sequence[str]) -> int:
+    """Public models of a configuration."""
+    args = models_parser().parse_intermixed_args(argv)
+    check_words(args.overrides)
+    source = find_config(args.config)
+    from .models import get_models
+    from .pipeline import load_pipeline_config
+
+    _, plain = load_pipeline_config(source, args.overrides)
+    done = get_models(plain["system"], print, lambda question: confirmed(question, args.yes))
+    return 0 if done else EnvironmentProblem.exit_code
+
+
 COMMANDS = {
     "render": render_command,
     "doctor": doctor_command,
+    "models": models_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
     "train-matte": train_matte_command,

@@ -99,6 +99,8 @@ class SystemConfig:
     """How far behind the visible surface it is closed, scene units."""
     exporter: ExportConfig = field(default_factory=ExportConfig)
     """What is written at the end, and in which sizes."""
+    made_with: dict = field(default_factory=dict)
+    """In a shared configuration (share.yaml): version, hashes of weights, revisions of models. A run compares them."""
 
     def __post_init__(self):
         Schedule(self.stages)
@@ -358,7 +360,7 @@ class PortraitPipeline:
         checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
         trained, curves = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell)
         after = _assemble(
-            self.config, raw, trained.geometry, before.camera, prepared=before.prepared,
+            self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
             photo_sha256=before.photo_sha256, curves=before.curves | curves,
             timings=before.timings | {"stages": time.perf_counter() - started},
         )  # fmt: skip
@@ -369,7 +371,7 @@ class PortraitPipeline:
     ) -> Inversion:
         """The fit, at its first step or where its checkpoint in `out` left it."""
         system, cfg = self.config.system, self.config.system.inversion
-        prior = BundledPrior(*prior_paths(system.prior))
+        prior = BundledPrior(*prior_paths(system.prior)).to(host.get_device())
         target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.detail_size))
         checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
         return Inversion(
@@ -384,7 +386,7 @@ class PortraitPipeline:
         geometry.set_decoder(weights)
         camera = PhotoCamera()
         camera.load_state_dict(fit.camera.state_dict())
-        return _assemble(self.config, raw, geometry, camera, prepared=prepared, photo_sha256=sha256)
+        return _assemble(self.config, raw, geometry.to(fit.device), camera, prepared=prepared, photo_sha256=sha256)
 
 
 STAGE_KEYS = (
@@ -400,7 +402,7 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     Without `stages` it is that of the initialization, which their settings do not change. Weights count by what is in
     the files, not by where they lie. Raises: FileNotFoundError if one is missing.
     """
-    apart = ("exporter",) if stages else ("exporter", "renderer", *STAGE_KEYS)
+    apart = ("exporter", "made_with") if stages else ("exporter", "made_with", "renderer", *STAGE_KEYS)
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}

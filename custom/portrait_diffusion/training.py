@@ -68,8 +68,10 @@ def run_stages(
     system.start_from(fit)
     data = PortraitDataModule({"stages": section["stages"], "seed": seed})
     data.use_photo(photo)
+    device = torch.device(system.geometry.device)
     trainer = pl.Trainer(
-        accelerator="gpu" if torch.device(system.geometry.device).type == "cuda" else "cpu", devices=1,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
         max_steps=system.schedule.total, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
         callbacks=[Report(tell, checkpoint)],
