@@ -15,8 +15,9 @@ from pathlib import Path
 
 from . import __version__
 from .errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
+from .interrupt import CtrlC
 from .optional import require
-from .progress import Quiet, make_progress
+from .progress import JsonLines, Quiet, make_progress
 
 INTERRUPTED = 130
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -60,6 +61,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of every random choice (default: the configuration's, 0)")
     parser.add_argument("--metrics", action="store_true", help="also compare the head with the photo, for the report")
     parser.add_argument("--quiet", action="store_true", help="no progress; warnings, errors and the result only")
+    parser.add_argument("--json", action="store_true", help="progress and result as JSON lines on the standard output")
     parser.add_argument("--dry-run", action="store_true", help="check photo, configuration and packages; write nothing")
     parser.add_argument("--version", action="version", version=f"portrait-diffusion {__version__}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
@@ -171,7 +173,8 @@ def run_command(argv: Sequence[str]) -> int:
         if not confirmed("Run this?", args.yes):
             return UsageError.exit_code
     command = [*program(), *argv]
-    return make_head(pipeline, image, out, make_progress(sys.stderr, args.quiet), command, args.metrics)
+    progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
+    return make_head(pipeline, image, out, progress, command, args.metrics)
 
 
 def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequence[str], metrics: bool) -> int:
@@ -183,10 +186,15 @@ def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequen
         stage = name
         progress(name, done, total, values)
 
+    def tell_step(name: str, done: int, total: int, values: dict) -> None:
+        tell(name, done, total, values)
+        if name not in ("photo", "preview"):
+            ctrl_c.check(done, total)
+
     again = shlex.join(command)
     try:
-        with progress:
-            result = pipeline.run(image, out, tell)
+        with progress, CtrlC() as ctrl_c:
+            result = pipeline.run(image, out, tell_step)
             if metrics:
                 tell("metrics", 0, 1, {})
                 result.evaluate()
@@ -201,11 +209,15 @@ def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequen
         raise OutOfMemory(
             f"Out of memory in the stage '{stage}'; the same command with smaller settings: {again} {hint}"
         ) from error
+    if isinstance(progress, JsonLines):
+        files = {name: [str(path) for path in paths] for name, paths in saved.files.items()}
+        progress.event("result", files=files, stopped=result.stopped, again=again)
+        return INTERRUPTED if result.stopped else 0
     for label, name in (("GLB", "glb"), ("video", "turntable"), ("report", "report")):
         print(f"{label:<8}{saved.files[name][0]}")
-    print(f"{'again':<8}{again}   (makes only what is missing)")
+    print(f"{'again':<8}{again}   ({'goes on where this stopped' if result.stopped else 'makes only what is missing'})")
     print(f"{'views':<8}{shlex.join([*program(), 'render', '--run', str(out), '--azimuths', '-30', '0', '30'])}")
-    return 0
+    return INTERRUPTED if result.stopped else 0
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from .export.made_with import differences
 from .export.provenance import sha256_file
 from .files import atomic_path, write_text
 from .geometry.triplane import settings_for
+from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
@@ -121,6 +122,8 @@ class PipelineConfig:
     """Free label of a run; kept with the results, without any effect."""
     seed: int = 0
     """Seed of every random choice."""
+    preview_every: int = 100
+    """Steps of a stage between pictures of the head (save/STAGE-STEP.png: front, sides, back); 0 makes none."""
     exp_root_dir: str = "outputs"
     """Runs go to EXP_ROOT_DIR/NAME/IMAGE unless an output folder is given."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -171,6 +174,7 @@ class PortraitResult:
         self.geometry, self.renderer, self.camera = geometry.eval(), renderer.eval(), camera
         self.raw_config, self.prepared, self.photo_sha256 = raw_config, prepared, photo_sha256
         self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
+        self.stopped = False
 
     @property
     def device(self) -> torch.device:
@@ -334,7 +338,8 @@ class PortraitPipeline:
             image: photo; None takes `data.image_path`.
             out_dir: where checkpoints and the preview go; an interrupted run with the same photo, settings and weights
                 goes on from there. None keeps nothing on disk.
-            progress: progress(stage, done, total, values).
+            progress: progress(stage, done, total, values); it may raise `interrupt.Stopped` after a step, then the
+                head is returned as it is, with `stopped` set, and the same call goes on later.
         Raises: UsageError for an unfit photo, EnvironmentProblem for missing weights or packages.
         """
         tell = progress or (lambda *args: None)
@@ -356,11 +361,30 @@ class PortraitPipeline:
         if out is not None and fit.stage == "latent" and fit.step == 0:
             render_preview(self._result(fit, raw, prepared, sha256), out / "save" / "it0-0.png")
         tell("preview", 1, 1, {})
-        fit.run()
+
+        def step(stage: str, done: int, total: int, values: dict) -> None:
+            tell(stage, done, total, values)
+            if self._shows(out, done, total):
+                render_preview(self._result(fit, raw, prepared, sha256), out / "save" / f"{stage}-{done}.png")
+
+        fit.on_step, stopped = step, False
+        try:
+            fit.run()
+        except Stopped:
+            fit.save()
+            stopped = True
         result = self._result(fit, raw, prepared, sha256)
+        result.stopped = stopped
         result.curves = fit.curves
         result.timings = {"photo": photo_seconds, "inversion": time.perf_counter() - started - photo_seconds}
-        return self._staged(result, fit, raw, out, tell) if Schedule(self.config.system.stages).total else result
+        if stopped or not Schedule(self.config.system.stages).total:
+            return result
+        return self._staged(result, fit, raw, out, tell)
+
+    def _shows(self, out: Path | None, done: int, total: int) -> bool:
+        """Whether a preview is due after a step."""
+        every = self.config.preview_every
+        return out is not None and every > 0 and done % every == 0 and done < total
 
     def _staged(self, before: PortraitResult, fit: Inversion, raw: dict, out: Path | None, tell: Progress):
         """The head after the stages of the configuration."""
@@ -375,12 +399,20 @@ class PortraitPipeline:
         }  # fmt: skip
         key = run_key(before.photo_sha256, raw, system.prior, stages=True)
         checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
-        trained, curves = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell)
+
+        def look(stage: str, done: int, system: Any) -> None:
+            total = system.schedule.stages[stage].steps
+            if self._shows(out, done, total):
+                render_preview(system, out / "save" / f"{stage}-{done}.png")
+
+        done = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell, look)
+        trained, curves, stopped = done
         after = _assemble(
             self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
             photo_sha256=before.photo_sha256, curves=before.curves | curves,
             timings=before.timings | {"stages": time.perf_counter() - started},
         )  # fmt: skip
+        after.stopped = stopped
         return after
 
     def _inversion(
@@ -458,10 +490,10 @@ def save_preview(prepared: PreparedPhoto, path: Path) -> None:
     save_png(torch.cat([prepared.picture, prepared.alpha.expand(-1, -1, 3), white], dim=1), path)
 
 
-def render_preview(result: PortraitResult, path: Path, size: int = 96) -> None:
-    """First look at the head, before any optimisation: front, both sides, back."""
+def render_preview(head: Any, path: Path, size: int = 96) -> None:
+    """A look at the head: front, both sides, back. Args: head: anything with ``renderer`` and ``device``."""
     views = []
     for azimuth in (0.0, 45.0, -90.0, 180.0):
-        c2w = orbit_c2w(torch.tensor([azimuth]), torch.tensor([0.0]))
-        views.append(result.render_fn(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
+        c2w = orbit_c2w(torch.tensor([azimuth], device=head.device), torch.tensor([0.0], device=head.device))
+        views.append(head.renderer.render(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
     save_png(torch.cat(views, dim=1), path)
