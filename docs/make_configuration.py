@@ -42,6 +42,7 @@ NOTES = {
 PLUGINS = {
     "system.guidance": "portrait-diffusion-hpdm-guidance",
     "system.guidance (plain)": "portrait-diffusion-sd-guidance",
+    "system.exporter (in threestudio)": "portrait-diffusion-exporter",
     "system.guidance.noise_sampler": "portrait-diffusion-mvnrs-noise",
     "system.guidance.noise_sampler (object space)": "portrait-diffusion-object-noise",
 }

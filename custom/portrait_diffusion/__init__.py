@@ -20,6 +20,7 @@ from .ops import volrend as _volrend  # noqa: E402, F401
 
 host.announce_copy(__file__, __version__)
 
+from .export import exporter as _exporter  # noqa: E402, F401
 from .geometry import triplane  # noqa: E402, F401
 from .guidance import hpdm_guidance, sd_guidance  # noqa: E402, F401
 from .noise import mvnrs, samplers  # noqa: E402, F401

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from . import __version__
 from .errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
+from .interrupt import CtrlC
 from .optional import require
-from .progress import Quiet, make_progress
+from .progress import JsonLines, Quiet, make_progress
 
 INTERRUPTED = 130
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -27,6 +28,7 @@ _EPILOG = """\
 other commands (each with its own --help):
   render          pictures of a finished head from any direction
   doctor          what is installed, what is missing, and the command that brings it
+  models          which public models a configuration needs; downloads them if you agree
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
   render-drafts   render a prior's answers to the front views of those heads, to train train-hpdm on
@@ -51,13 +53,16 @@ def run_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--image", type=Path, help="the photo (or data.image_path in the configuration)")
-    parser.add_argument("--config", help="YAML file, or the name of a shipped one (default: portrait-mini)")
+    parser.add_argument("--config", help="YAML file, name of a shipped one (default: portrait-mini), https:// URL of a "
+                        "shared one, or hf://USER/REPO/FILE.yaml; shared ones are shown before they run")  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="run a shared configuration without asking")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/NAME/PHOTO); continued if it exists")
     parser.add_argument("--aligned", action="store_true", help="the photo already is a canonical crop")
-    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute; only the CPU so far")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     parser.add_argument("--seed", type=int, help="seed of every random choice (default: the configuration's, 0)")
     parser.add_argument("--metrics", action="store_true", help="also compare the head with the photo, for the report")
     parser.add_argument("--quiet", action="store_true", help="no progress; warnings, errors and the result only")
+    parser.add_argument("--json", action="store_true", help="progress and result as JSON lines on the standard output")
     parser.add_argument("--dry-run", action="store_true", help="check photo, configuration and packages; write nothing")
     parser.add_argument("--version", action="version", version=f"portrait-diffusion {__version__}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
@@ -75,7 +80,7 @@ def render_parser() -> argparse.ArgumentParser:
     parser.add_argument("--elevations", type=float, nargs="+", default=[0.0], metavar="DEG", help="-89 to 89, 0 level")
     parser.add_argument("--size", type=int, default=256, help="width and height, pixels (default 256)")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/renders)")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
@@ -138,7 +143,8 @@ def run_command(argv: Sequence[str]) -> int:
         check_image(args.image)
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out '{args.out}' is a file; name a folder.")
-    config_source = find_config(args.config)
+    remote = fetch_shared(args.config) if is_remote(args.config) else None
+    config_source = find_config(args.config) if remote is None else remote.content
     _show_warnings()
 
     from . import host  # from here on: everything heavy
@@ -157,11 +163,19 @@ def run_command(argv: Sequence[str]) -> int:
         check_image(image)
     out = args.out or pipeline.default_out_dir(image)
     weights = check_run(pipeline.config)
+    for sentence in made_elsewhere(pipeline):
+        _log.warning("The configuration is a shared one, and %s.", sentence)
     if args.dry_run:
         print(describe_run(pipeline, image, out, weights))
         return 0
+    if remote is not None:
+        origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})"
+        print(describe_run(pipeline, image, out, weights, origin))
+        if not confirmed("Run this?", args.yes):
+            return UsageError.exit_code
     command = [*program(), *argv]
-    return make_head(pipeline, image, out, make_progress(sys.stderr, args.quiet), command, args.metrics)
+    progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
+    return make_head(pipeline, image, out, progress, command, args.metrics)
 
 
 def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequence[str], metrics: bool) -> int:
@@ -173,10 +187,15 @@ def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequen
         stage = name
         progress(name, done, total, values)
 
+    def tell_step(name: str, done: int, total: int, values: dict) -> None:
+        tell(name, done, total, values)
+        if name not in ("photo", "preview"):
+            ctrl_c.check(done, total)
+
     again = shlex.join(command)
     try:
-        with progress:
-            result = pipeline.run(image, out, tell)
+        with progress, CtrlC() as ctrl_c:
+            result = pipeline.run(image, out, tell_step)
             if metrics:
                 tell("metrics", 0, 1, {})
                 result.evaluate()
@@ -191,11 +210,15 @@ def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequen
         raise OutOfMemory(
             f"Out of memory in the stage '{stage}'; the same command with smaller settings: {again} {hint}"
         ) from error
+    if isinstance(progress, JsonLines):
+        files = {name: [str(path) for path in paths] for name, paths in saved.files.items()}
+        progress.event("result", files=files, stopped=result.stopped, again=again)
+        return INTERRUPTED if result.stopped else 0
     for label, name in (("GLB", "glb"), ("video", "turntable"), ("report", "report")):
         print(f"{label:<8}{saved.files[name][0]}")
-    print(f"{'again':<8}{again}   (makes only what is missing)")
+    print(f"{'again':<8}{again}   ({'goes on where this stopped' if result.stopped else 'makes only what is missing'})")
     print(f"{'views':<8}{shlex.join([*program(), 'render', '--run', str(out), '--azimuths', '-30', '0', '30'])}")
-    return 0
+    return INTERRUPTED if result.stopped else 0
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -237,24 +260,57 @@ def find_config(text: str | None) -> Path | None:
     raise UsageError(f"There is no configuration '{text}'; give a YAML file, or the name of a shipped one: {near[0]}.")
 
 
-def describe_run(pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]]) -> str:
+def fetch_shared(text: str):
+    """A remote configuration, valid by itself and without paths out of the working folder, see `remote`.
+
+    Raises: UsageError, EnvironmentProblem.
+    """
+    from .pipeline import load_pipeline_config
+    from .remote import check_paths, fetch_config
+
+    found = fetch_config(text)
+    _, plain = load_pipeline_config(found.content)
+    check_paths(plain, text)
+    return found
+
+
+def is_remote(text: str | None) -> bool:
+    """Whether a configuration is named by URL."""
+    return text is not None and "://" in text
+
+
+def made_elsewhere(pipeline) -> list[str]:
+    """What differs from where a shared configuration was made."""
+    from .export.made_with import differences
+    from .pipeline import prior_paths
+
+    return differences(pipeline.raw_config, dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior))))
+
+
+def describe_run(
+    pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]], origin: str = ""
+) -> str:
     """What a run would do, for ``--dry-run``."""
     import yaml
+
+    from . import host
 
     config = pipeline.config
     fit, export = config.system.inversion, config.system.exporter
     views = len(export.view_azimuths_deg) * len(export.view_elevations_deg)
     rows = {
+        **({"from": origin} if origin else {}),
         "photo": str(image),
         "output": f"{out}{' (exists, would be continued)' if out.is_dir() else ''}",
         "fit": f"{fit.latent_steps} steps at {fit.latent_size} px, then {fit.detail_steps} at {fit.detail_size} px",
         "export": f"mesh from {export.mesh.resolution}^3 cells, {views} views and {export.turntable.frames} frames of "
         f"video at {export.render_size} px",
         "weights": ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in weights),
+        "device": str(host.get_device()),
     }
     table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
     plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
-    return f"{table}\n\n{plain}\nAll inputs are in order; nothing was written."
+    return f"{table}\n\n{plain}\n" + ("" if origin else "All inputs are in order; nothing was written.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -367,9 +423,48 @@ def train_hpdm_command(argv: Sequence[str]) -> int:
     return train(list(argv))
 
 
+def models_parser() -> argparse.ArgumentParser:
+    """Options of `models`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{program()[-1]} models", allow_abbrev=False,
+        description="Say which public models a configuration needs and which are here; download the rest if you agree.",
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped one")
+    parser.add_argument("--yes", action="store_true", help="download without asking")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    return parser
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Ask on the terminal; `yes` answers.
+
+    Raises: UsageError where nobody can be asked.
+    """
+    if yes:
+        print(f"{question} yes (--yes)")
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody can be asked here; add --yes to agree.")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def models_command(argv: Sequence[str]) -> int:
+    """Public models of a configuration."""
+    args = models_parser().parse_intermixed_args(argv)
+    check_words(args.overrides)
+    source = find_config(args.config)
+    from .models import get_models
+    from .pipeline import load_pipeline_config
+
+    _, plain = load_pipeline_config(source, args.overrides)
+    done = get_models(plain["system"], print, lambda question: confirmed(question, args.yes))
+    return 0 if done else EnvironmentProblem.exit_code
+
+
 COMMANDS = {
     "render": render_command,
     "doctor": doctor_command,
+    "models": models_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
     "render-drafts": render_drafts_command,

@@ -4,6 +4,7 @@ The choice is made once, at import: threestudio's launcher imports threestudio b
 ``sys.modules`` then; it is never imported to find out. `BaseSystem` and `BaseLift3DSystem` of the own host need
 pytorch-lightning (several seconds), so they are loaded when first asked for.
 """
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -97,7 +98,7 @@ __all__ = [
     "VolumeRenderer", "announce_copy", "cleanup", "config_to_primitive", "contract_to_unisphere", "debug", "describe",
     "dump_config", "find", "find_last_path", "get_device", "get_rank", "info", "load_config", "load_module_weights",
     "parse_optimizer", "parse_scheduler", "parse_structured", "prepare_resolvers", "register", "registered_names",
-    "set_device", "update_end_if_possible", "update_if_possible", "warn",
+    "run_config", "set_device", "update_end_if_possible", "update_if_possible", "warn",
 ]  # fmt: skip
 
 PREFIX = "portrait-diffusion-"
@@ -154,6 +155,21 @@ def set_device(device: str | None) -> None:
     from ._standalone import misc
 
     misc.set_device(device)
+
+
+def run_config(trainer: Any) -> dict[str, Any] | None:
+    """The configuration that threestudio's launcher trains with, as plain values without those that are defaults.
+
+    It is with the callback that writes it to the run's folder; None on our own host, and where the launcher only
+    tests or exports.
+    """
+    for callback in trainer.callbacks:
+        config = getattr(callback, "config", None)
+        if isinstance(getattr(callback, "config_path", None), str) and config is not None:
+            given = config_to_primitive(config)
+            defaults = {f.name: f.default for f in dataclasses.fields(ExperimentConfig)}
+            return {key: value for key, value in given.items() if value != defaults[key] and value != {}}
+    return None
 
 
 def describe() -> str:

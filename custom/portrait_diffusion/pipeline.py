@@ -17,8 +17,10 @@ from . import host, schema
 from .errors import UsageError
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
+from .export.made_with import differences
 from .files import atomic_path, sha256_file, write_text
 from .geometry.triplane import settings_for
+from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
@@ -98,6 +100,8 @@ class SystemConfig:
     """How far behind the visible surface it is closed, scene units."""
     exporter: ExportConfig = field(default_factory=ExportConfig)
     """What is written at the end, and in which sizes."""
+    made_with: dict = field(default_factory=dict)
+    """In a shared configuration (share.yaml): version, hashes of weights, revisions of models. A run compares them."""
 
     def __post_init__(self):
         Schedule(self.stages)
@@ -117,6 +121,8 @@ class PipelineConfig:
     """Free label of a run; kept with the results, without any effect."""
     seed: int = 0
     """Seed of every random choice."""
+    preview_every: int = 100
+    """Steps of a stage between pictures of the head (save/STAGE-STEP.png: front, sides, back); 0 makes none."""
     exp_root_dir: str = "outputs"
     """Runs go to EXP_ROOT_DIR/NAME/IMAGE unless an output folder is given."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -138,9 +144,25 @@ def _typed(cls: type, section: Any) -> Any:
 
 def load_pipeline_config(source: Any = None, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict]:
     """Validated configuration and its plain form. Raises UsageError naming file, key path and the nearest valid key."""
-    checked = schema.validate(source if source is not None else DEFAULT_CONFIG, PipelineConfig, overrides)
+    source = DEFAULT_CONFIG if source is None else source
+    try:
+        checked = schema.validate(source, PipelineConfig, overrides)
+    except UsageError as error:
+        reasons = _version_differences(source)
+        if not reasons:
+            raise
+        raise UsageError(f"{error} The reason may be that {reasons[0]}.") from error
     plain = OmegaConf.to_container(checked)
     return _typed(PipelineConfig, plain), plain
+
+
+def _version_differences(source: Any) -> list[str]:
+    """What `made_with.differences` says of a configuration that does not fit; nothing where it can't be read at all."""
+    try:
+        content = source if isinstance(source, dict) else OmegaConf.to_container(schema.read_yaml(source))
+        return differences(content, {})
+    except (UsageError, TypeError, AttributeError):
+        return []
 
 
 class PortraitResult:
@@ -151,6 +173,7 @@ class PortraitResult:
         self.geometry, self.renderer, self.camera = geometry.eval(), renderer.eval(), camera
         self.raw_config, self.prepared, self.photo_sha256 = raw_config, prepared, photo_sha256
         self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
+        self.stopped = False
 
     @property
     def device(self) -> torch.device:
@@ -314,7 +337,8 @@ class PortraitPipeline:
             image: photo; None takes `data.image_path`.
             out_dir: where checkpoints and the preview go; an interrupted run with the same photo, settings and weights
                 goes on from there. None keeps nothing on disk.
-            progress: progress(stage, done, total, values).
+            progress: progress(stage, done, total, values); it may raise `interrupt.Stopped` after a step, then the
+                head is returned as it is, with `stopped` set, and the same call goes on later.
         Raises: UsageError for an unfit photo, EnvironmentProblem for missing weights or packages.
         """
         tell = progress or (lambda *args: None)
@@ -336,11 +360,30 @@ class PortraitPipeline:
         if out is not None and fit.stage == "latent" and fit.step == 0:
             render_preview(self._result(fit, raw, prepared, sha256), out / "save" / "it0-0.png")
         tell("preview", 1, 1, {})
-        fit.run()
+
+        def step(stage: str, done: int, total: int, values: dict) -> None:
+            tell(stage, done, total, values)
+            if self._shows(out, done, total):
+                render_preview(self._result(fit, raw, prepared, sha256), out / "save" / f"{stage}-{done}.png")
+
+        fit.on_step, stopped = step, False
+        try:
+            fit.run()
+        except Stopped:
+            fit.save()
+            stopped = True
         result = self._result(fit, raw, prepared, sha256)
+        result.stopped = stopped
         result.curves = fit.curves
         result.timings = {"photo": photo_seconds, "inversion": time.perf_counter() - started - photo_seconds}
-        return self._staged(result, fit, raw, out, tell) if Schedule(self.config.system.stages).total else result
+        if stopped or not Schedule(self.config.system.stages).total:
+            return result
+        return self._staged(result, fit, raw, out, tell)
+
+    def _shows(self, out: Path | None, done: int, total: int) -> bool:
+        """Whether a preview is due after a step."""
+        every = self.config.preview_every
+        return out is not None and every > 0 and done % every == 0 and done < total
 
     def _staged(self, before: PortraitResult, fit: Inversion, raw: dict, out: Path | None, tell: Progress):
         """The head after the stages of the configuration."""
@@ -355,12 +398,20 @@ class PortraitPipeline:
         }  # fmt: skip
         key = run_key(before.photo_sha256, raw, system.prior, stages=True)
         checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
-        trained, curves = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell)
+
+        def look(stage: str, done: int, system: Any) -> None:
+            total = system.schedule.stages[stage].steps
+            if self._shows(out, done, total):
+                render_preview(system, out / "save" / f"{stage}-{done}.png")
+
+        done = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell, look)
+        trained, curves, stopped = done
         after = _assemble(
-            self.config, raw, trained.geometry, before.camera, prepared=before.prepared,
+            self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
             photo_sha256=before.photo_sha256, curves=before.curves | curves,
             timings=before.timings | {"stages": time.perf_counter() - started},
         )  # fmt: skip
+        after.stopped = stopped
         return after
 
     def _inversion(
@@ -368,7 +419,7 @@ class PortraitPipeline:
     ) -> Inversion:
         """The fit, at its first step or where its checkpoint in `out` left it."""
         system, cfg = self.config.system, self.config.system.inversion
-        prior = BundledPrior(*prior_paths(system.prior))
+        prior = BundledPrior(*prior_paths(system.prior)).to(host.get_device())
         target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.detail_size))
         checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
         return Inversion(
@@ -383,7 +434,7 @@ class PortraitPipeline:
         geometry.set_decoder(weights)
         camera = PhotoCamera()
         camera.load_state_dict(fit.camera.state_dict())
-        return _assemble(self.config, raw, geometry, camera, prepared=prepared, photo_sha256=sha256)
+        return _assemble(self.config, raw, geometry.to(fit.device), camera, prepared=prepared, photo_sha256=sha256)
 
 
 STAGE_KEYS = (
@@ -399,7 +450,7 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     Without `stages` it is that of the initialization, which their settings do not change. Weights count by what is in
     the files, not by where they lie. Raises: FileNotFoundError if one is missing.
     """
-    apart = ("exporter",) if stages else ("exporter", "renderer", *STAGE_KEYS)
+    apart = ("exporter", "made_with") if stages else ("exporter", "made_with", "renderer", *STAGE_KEYS)
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
@@ -438,10 +489,10 @@ def save_preview(prepared: PreparedPhoto, path: Path) -> None:
     save_png(torch.cat([prepared.picture, prepared.alpha.expand(-1, -1, 3), white], dim=1), path)
 
 
-def render_preview(result: PortraitResult, path: Path, size: int = 96) -> None:
-    """First look at the head, before any optimisation: front, both sides, back."""
+def render_preview(head: Any, path: Path, size: int = 96) -> None:
+    """A look at the head: front, both sides, back. Args: head: anything with ``renderer`` and ``device``."""
     views = []
     for azimuth in (0.0, 45.0, -90.0, 180.0):
-        c2w = orbit_c2w(torch.tensor([azimuth]), torch.tensor([0.0]))
-        views.append(result.render_fn(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
+        c2w = orbit_c2w(torch.tensor([azimuth], device=head.device), torch.tensor([0.0], device=head.device))
+        views.append(head.renderer.render(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
     save_png(torch.cat(views, dim=1), path)

@@ -1,6 +1,7 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
 from .errors import EnvironmentProblem
 from .guidance.hpdm_guidance import check_model
+from .models import check_cached
 from .optional import require
 from .pipeline import PipelineConfig, prior_paths
 from .systems.stages import Schedule
@@ -38,6 +39,7 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
         if config.system.guidance_type == "portrait-diffusion-hpdm-guidance":
             require("diffusers", extra="hpdm")
             check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
+        check_cached(vars(config.system), config.name)
     return [(path.name, path.stat().st_size) for path in files]
 
 

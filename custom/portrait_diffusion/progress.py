@@ -1,4 +1,6 @@
-"""Progress of a run on the terminal: bars where a person watches, plain lines elsewhere, nothing when quiet."""
+"""Progress of a run: bars where a person watches, plain lines elsewhere, JSON lines on request, nothing when quiet."""
+import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -27,6 +29,23 @@ def format_loss(values: Mapping[str, float]) -> str:
         return ""
     terms = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
     return f"loss {sum(values.values()):.3g} ({terms})"
+
+
+def memory_bytes() -> dict[str, int]:
+    """Peak memory so far: of this process (``host``), and of torch on the current GPU (``gpu``) where one is used."""
+    from .export.provenance import peak_host_bytes
+
+    found = {"host": peak_host_bytes() or 0}
+    torch = sys.modules.get("torch")  # not loaded before something heavy is
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["gpu"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def format_memory(memory: Mapping[str, int]) -> str:
+    """``1.4 GB``, with a GPU ``1.4 GB, GPU 6.2 GB``."""
+    names = {"host": "", "gpu": "GPU "}
+    return ", ".join(f"{names[name]}{size / 1e9:.1f} GB" for name, size in memory.items())
 
 
 class StageClock:
@@ -104,8 +123,37 @@ class PlainLines(Quiet):
         self.stream.flush()
 
 
+class JsonLines(Quiet):
+    """One JSON object a line for other programs: ``progress`` for every report, then what `event` is given.
+
+    Args: stream: where to.  clock: seconds, monotonic.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
+        self.stream, self.clock = stream, StageClock(clock)
+
+    def __call__(self, stage: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        self.clock.update(stage, done)
+        left = self.clock.remaining(done, total)
+        self.event(
+            "progress", stage=stage, done=done, total=total, elapsed_s=round(self.clock.elapsed(), 3),
+            left_s=None if left is None else round(left, 3), losses=dict(values), memory_bytes=memory_bytes(),
+        )  # fmt: skip
+
+    def event(self, name: str, **values: object) -> None:
+        """Write one line. Numbers that JSON does not know (nan, inf) become text."""
+
+        def plain(value: object) -> object:
+            if isinstance(value, float) and value - value != 0:
+                return str(value)
+            return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        self.stream.write(json.dumps({"event": name, **plain(values)}, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+
 class Bars(Quiet):
-    """A bar a stage with loss, elapsed and remaining time, drawn by rich.
+    """A bar a stage with loss, elapsed and remaining time and peak memory, drawn by rich.
 
     Args: stream: a terminal.
     """
@@ -117,7 +165,8 @@ class Bars(Quiet):
 
         columns = (
             TextColumn("{task.description:<24}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), Remaining(), TextColumn("{task.fields[loss]}", style="dim"),
+            TextColumn("left"), Remaining(), TextColumn("{task.fields[memory]}", style="dim"),
+            TextColumn("{task.fields[loss]}", style="dim"),
         )  # fmt: skip
         self._progress = Progress(*columns, console=Console(file=stream))
         self._tasks: dict = {}
@@ -133,13 +182,17 @@ class Bars(Quiet):
         loss = f"loss {sum(values.values()):.3g}" if values else ""
         if stage not in self._tasks:
             label = LABELS.get(stage, stage)
-            self._tasks[stage] = self._progress.add_task(label, total=total, completed=max(0, done - 1), loss="")
+            self._tasks[stage] = self._progress.add_task(label, total=total, completed=max(0, done - 1), loss="",
+                                                         memory="")  # fmt: skip
         if not self._progress.tasks[self._tasks[stage]].finished:  # some stages report their end twice
-            self._progress.update(self._tasks[stage], completed=done, total=total, loss=loss)
+            self._progress.update(self._tasks[stage], completed=done, total=total, loss=loss,
+                                  memory=format_memory(memory_bytes()))  # fmt: skip
 
 
-def make_progress(stream: TextIO, quiet: bool = False) -> Quiet:
-    """Nothing when quiet, bars on a terminal, else plain lines."""
+def make_progress(stream: TextIO, quiet: bool = False, json_stream: TextIO | None = None) -> Quiet:
+    """JSON lines to `json_stream` if given, else nothing when quiet, bars on a terminal, else plain lines."""
+    if json_stream is not None:
+        return JsonLines(json_stream)
     if quiet:
         return Quiet()
     return Bars(stream) if stream.isatty() else PlainLines(stream)

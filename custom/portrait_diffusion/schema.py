@@ -76,6 +76,15 @@ def read_yaml(path: str | Path) -> DictConfig:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: the configuration can't be read: {error.strerror or error}.") from error
+    return parse_yaml(data, str(path))
+
+
+def parse_yaml(data: bytes, origin: str) -> DictConfig:
+    """The content of a configuration file as `read_yaml` reads it. Args: origin: what errors call it.
+
+    Raises: UsageError, see there.
+    """
+    path = origin
     if len(data) > MAX_BYTES:
         raise UsageError(f"{path}: a configuration may have at most {MAX_BYTES} bytes; this file is larger.")
     try:

@@ -12,6 +12,7 @@ import torch
 
 from .data.portrait import PortraitDataModule
 from .files import PARTIAL_PREFIX
+from .interrupt import Stopped
 from .inversion.engine import Inversion
 from .systems.portrait import PortraitSystem
 
@@ -24,16 +25,25 @@ CHECKPOINT_SECONDS = 30.0
 class Report(pl.Callback):
     """Tells the progress of each stage and writes checkpoints.
 
-    Args: tell(stage, done, total, values); path of the checkpoint of the run, None writes none.
+    Args: tell(stage, done, total, values), which may raise `Stopped`; path of the checkpoint of the run, None writes
+        none; look(stage, done, system) is called after each step, for previews.
     """
 
-    def __init__(self, tell: Tell, path: Path | None):
-        self.tell, self.path, self.last = tell, path, time.monotonic()
+    def __init__(self, tell: Tell, path: Path | None, look: Callable | None = None):
+        self.tell, self.path, self.last, self.look = tell, path, time.monotonic(), look
+        self.stopped = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, system: PortraitSystem, *args: Any) -> None:
         step = trainer.global_step
         place = system.schedule.at(step - 1)
-        self.tell(place.name, place.step + 1, place.stage.steps, system.last_losses())
+        try:
+            self.tell(place.name, place.step + 1, place.stage.steps, system.last_losses())
+        except Stopped:
+            self.stopped = trainer.should_stop = True
+            self.write(trainer)
+            return
+        if self.look is not None:
+            self.look(place.name, place.step + 1, system)
         ended = step in system.schedule.boundaries()
         if ended or time.monotonic() - self.last > CHECKPOINT_SECONDS:
             self.write(trainer)
@@ -48,8 +58,8 @@ class Report(pl.Callback):
 
 
 def run_stages(
-    fit: Inversion, section: dict, photo, seed: int, checkpoint: Path | None, tell: Tell
-) -> tuple[PortraitSystem, dict]:
+    fit: Inversion, section: dict, photo, seed: int, checkpoint: Path | None, tell: Tell, look: Callable | None = None
+) -> tuple[PortraitSystem, dict, bool]:
     """Train the stages of a configuration from a finished initialization.
 
     Args:
@@ -58,8 +68,9 @@ def run_stages(
         photo: `photo.prepare.PreparedPhoto`.
         seed: of cameras and renders.
         checkpoint: file to resume from and to write to; None keeps nothing.
-        tell: tell(stage, done, total, values).
-    Returns: the system with the finished head, and the losses of every step of this run by name.
+        tell: tell(stage, done, total, values); may raise `Stopped`, which ends the run in order.
+        look: look(stage, done, system) after each step.
+    Returns: the system with the head, the losses of every step of this run by name, and whether it was stopped.
     Raises: KeyboardInterrupt when interrupted; the checkpoint stays.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -68,11 +79,14 @@ def run_stages(
     system.start_from(fit)
     data = PortraitDataModule({"stages": section["stages"], "seed": seed})
     data.use_photo(photo)
+    device = torch.device(system.geometry.device)
+    report = Report(tell, checkpoint, look)
     trainer = pl.Trainer(
-        accelerator="gpu" if torch.device(system.geometry.device).type == "cuda" else "cpu", devices=1,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
         max_steps=system.schedule.total, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
-        callbacks=[Report(tell, checkpoint)],
+        callbacks=[report],
     )  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -80,4 +94,4 @@ def run_stages(
     except SystemExit as exit_of_lightning:  # it answers an interruption itself, and ignores further ones
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from exit_of_lightning
-    return system.eval(), system.curves
+    return system.eval(), system.curves, report.stopped

@@ -82,6 +82,8 @@ def test_the_shipped_configuration_can_be_named(name):
 class FakePipeline:
     """Reports a few stages, then does what it was told."""
 
+    stopped = False
+
     def __init__(self, action):
         self.action, self.evaluated, self.saved = action, False, None
         self.config, self.raw_config = load_pipeline_config()
@@ -178,3 +180,10 @@ def test_commands_pass_their_arguments_on(monkeypatch):
     assert cli.main(["render-dataset", "b"]) == 3
     assert cli.main(["train-matte", "--out", "c"]) == 0
     assert seen == [["--data", "a"], ["b"], ["--out", "c"]]
+
+
+def test_a_stopped_run_writes_its_outputs_and_says_that_it_goes_on(tmp_path, capsys):
+    pipeline = FakePipeline(lambda: None)
+    pipeline.stopped = True
+    assert make(pipeline, tmp_path) == cli.INTERRUPTED and pipeline.saved is not None
+    assert "goes on where this stopped" in capsys.readouterr().out

@@ -89,6 +89,7 @@ def test_no_photo_at_all(folder, capsys):
         (["render", "--run", ".", "--elevations", "95"], "elevations"),
         (["render", "--run", ".", "--azimuths", "nan"], "finite"),
         (["render", "--run", ".", "--device", "abacus"], "'abacus'"),
+        (["--image", "me.png", "--device", "abacus"], "'abacus'"),
         (["train-prior", "--data", "nowhere", "--out", "result"], "nowhere"),
     ],
 )
@@ -98,7 +99,7 @@ def test_other_mistakes(folder, capsys, arguments, expected):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--imag", "me.png"], ["--image"], ["--seed", "x"], ["--device", "abacus"], ["render"], ["doctor", "x"]],
+    [["--imag", "me.png"], ["--image"], ["--seed", "x"], ["render"], ["doctor", "x"]],
 )
 def test_unknown_options_leave_with_code_2(folder, capsys, arguments):
     with pytest.raises(SystemExit) as left:

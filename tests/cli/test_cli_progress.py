@@ -1,9 +1,11 @@
 """Progress lines: when they come, the remaining time, and that resumed steps don't count as fast ones."""
 import io
+import json
 
 import pytest
 from portrait_diffusion.progress import (
     Bars,
+    JsonLines,
     PlainLines,
     Quiet,
     StageClock,
@@ -97,3 +99,18 @@ def test_bars_show_stage_count_and_loss():
 def test_the_kind_follows_the_stream():
     assert type(make_progress(io.StringIO())) is PlainLines
     assert type(make_progress(Terminal(), quiet=True)) is Quiet
+
+
+def test_json_lines_hold_what_the_bars_show_and_the_result():
+    clock, stream = Clock(), io.StringIO()
+    progress = JsonLines(stream, clock)
+    assert type(make_progress(Terminal(), True, stream)) is JsonLines
+    for done in (1, 2):
+        clock.now += 2.0
+        progress("latent", done, 4, {"rgb": 0.5, "alpha": float("nan")})
+    progress.event("result", files={"glb": ["a.glb"]}, stopped=False)
+    first, second, result = (json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines())
+    assert (second["event"], second["stage"], second["done"], second["total"]) == ("progress", "latent", 2, 4)
+    assert first["left_s"] == 6.0 and second["left_s"] == 4.0 and second["elapsed_s"] == 4.0
+    assert second["losses"] == {"rgb": 0.5, "alpha": "nan"} and second["memory_bytes"]["host"] > 0
+    assert result == {"event": "result", "files": {"glb": ["a.glb"]}, "stopped": False}

@@ -4,28 +4,13 @@ The packages that threestudio imports must be installed (or on PYTHONPATH), exce
 `real_threestudio.py` stands in for. The checkout is only read.
 """
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from host.checkout import PACKAGE, launch, needs_checkout, scratch_folder
 from portrait_diffusion import host
 
-ROOT = os.environ.get("THREESTUDIO_ROOT")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not ROOT, reason="THREESTUDIO_ROOT is not set: no threestudio checkout to test with"),
-]
-REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGE = REPOSITORY / "custom" / "portrait_diffusion"
-NAMES = [
-    "portrait-diffusion-no-material", "portrait-diffusion-datamodule", "portrait-diffusion-fixed-noise",
-    "portrait-diffusion-hpdm-guidance", "portrait-diffusion-iid-noise", "portrait-diffusion-mvnrs-noise",
-    "portrait-diffusion-object-noise", "portrait-diffusion-sd-guidance", "portrait-diffusion-system",
-    "portrait-diffusion-triplane", "portrait-diffusion-volume-renderer", "portrait-diffusion-white-background",
-]  # fmt: skip
+pytestmark = needs_checkout
 
 # Left out on purpose: online loggers, uv and cube maps, and names that only wrap Lightning's hooks or hold constants.
 NOT_OFFERED = {
@@ -112,9 +97,7 @@ checkpoint: {save_last: true, save_top_k: -1, every_n_train_steps: 3}
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     """A folder with `custom/` as a user would have it: our package linked, a toy extension beside it."""
-    if not (Path(ROOT) / "launch.py").is_file():
-        pytest.fail(f"THREESTUDIO_ROOT={ROOT} holds no launch.py; set it to the root of a threestudio checkout.")
-    folder = tmp_path_factory.mktemp("run")
+    folder = scratch_folder(tmp_path_factory)
     (folder / "custom" / "toy").mkdir(parents=True)
     (folder / "custom" / "toy" / "__init__.py").write_text(TOY)
     (folder / "custom" / "portrait_diffusion").symlink_to(PACKAGE)
@@ -125,22 +108,6 @@ def scratch(tmp_path_factory):
     )
     (folder / "toy.yaml").write_text(CONFIG)
     return folder
-
-
-def launch(scratch: Path, *arguments: str) -> str:
-    environment = {
-        **os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "MPLBACKEND": "Agg",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    script = str(Path(__file__).with_name("real_threestudio.py"))
-    done = subprocess.run(
-        [sys.executable, script, ROOT, *arguments],
-        cwd=scratch, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    output = done.stdout + done.stderr
-    assert done.returncode == 0 and "IMPORT FAILED" not in output, output[-6000:]
-    assert f"OUR NAMES {NAMES}" in output or all(name in output for name in NAMES), output[-6000:]
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -211,49 +178,3 @@ def test_our_guidance_trains_in_the_built_in_system(scratch, trained):
     assert guided["state_dict"].keys() == toy["state_dict"].keys(), "the guidance adds nothing to the checkpoint"
     key = next(k for k in toy["state_dict"] if "planes" in k)
     assert not torch.equal(guided["state_dict"][key], toy["state_dict"][key])
-
-
-def test_our_system_trains_resumes_and_tests_there(scratch, trained):
-    """Photo, initialization, both stages with a foreign guidance beside ours, validation, test; resuming is exact."""
-    folder = scratch / "hpdm"
-    if not folder.is_dir():
-        pytest.skip("the guidance's test makes the tiny model")
-    photo = PACKAGE.parents[1] / "examples" / "astronaut.png"
-    (scratch / "portrait.yaml").write_text(f"""
-name: portrait
-tag: run
-use_timestamp: false
-data_type: portrait-diffusion-datamodule
-data: {{image_path: {photo}, stages: "${{system.stages}}", eval_size: 32, n_val_views: 1, n_test_views: 2}}
-system_type: portrait-diffusion-system
-system:
-  stages:
-    restore: {{steps: 2, resolution: [16], loss: {{lambda_rgb: 1.0}}}}
-    refine: {{steps: 2, resolution: [16], max_step_percent: [0, 0.6, 0.4, 2], loss: {{lambda_tv: 0.1}}}}
-  inversion: {{latent_steps: 1, latent_size: 32, latent_samples: 6, novel_views: 1, novel_size: 16, detail_steps: 1,
-              detail_size: 48, detail_resolution: 48, lambda_perceptual: 0.0}}
-  restoration_resolution: 8
-  geometry_type: portrait-diffusion-triplane
-  material_type: portrait-diffusion-no-material
-  background_type: portrait-diffusion-white-background
-  renderer_type: portrait-diffusion-volume-renderer
-  renderer: {{num_samples_per_ray: 8, num_importance_samples: 8}}
-  guidance_type: portrait-diffusion-hpdm-guidance
-  guidance: {{pretrained_model_name_or_path: {folder}}}
-  extra_guidances: [{{type: toy-guidance, weight: 0.1, stages: [refine], prompt_processor_type: toy-prompt-processor}}]
-  optimizer: {{name: Adam, args: {{lr: 0.05}}, params: {{geometry.restoration: {{lr: 0.05}}}}}}
-  exporter_type: dummy-exporter
-trainer: {{max_steps: 4, log_every_n_steps: 1, num_sanity_val_steps: 0, val_check_interval: 2, precision: 32}}
-checkpoint: {{save_last: true, save_top_k: -1, every_n_train_steps: 2}}
-""")
-    launch(scratch, "--config", "portrait.yaml", "--train")
-    out = scratch / "outputs" / "portrait" / "run"
-    assert (out / "save" / "it2-0.png").is_file() and (out / "save" / "it4-test.mp4").is_file()
-    states = {p.stem: torch.load(p, weights_only=True) for p in (out / "ckpts").glob("*.ckpt")}
-    assert states["last"]["global_step"] == 4
-    assert states["last"]["state_dict"]["geometry.restoration"].abs().max() > 0
-    half = next(out.glob("ckpts/*step=2*.ckpt"))
-    launch(scratch, "--config", "portrait.yaml", "--train", "tag=resumed", f"resume={half}")
-    resumed = torch.load(scratch / "outputs" / "portrait" / "resumed" / "ckpts" / "last.ckpt", weights_only=True)
-    key = "geometry.restoration"
-    assert torch.equal(resumed["state_dict"][key], states["last"]["state_dict"][key])

@@ -67,6 +67,22 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
     assert torch.equal(loaded.geometry.forward_density(points), whole.geometry.forward_density(points))
 
 
+def test_stopping_in_a_stage_gives_the_head_so_far_and_goes_on_later(model, tmp_path):
+    from portrait_diffusion.interrupt import Stopped
+
+    def stop(name, done, total, values):
+        if (name, done) == ("refine", 2):
+            raise Stopped
+
+    half = pipeline(model).run(PHOTO, tmp_path, stop)
+    assert half.stopped and float(half.geometry.restoration.detach().abs().max()) > 0
+    seen = []
+    whole = pipeline(model).run(PHOTO, tmp_path, lambda *report: seen.append(report[:3]))
+    assert [report for report in seen if report[0] in STAGES] == [("refine", 3, 3)] and not whole.stopped
+    unbroken = pipeline(model).run(PHOTO)
+    assert torch.equal(whole.geometry.restoration, unbroken.geometry.restoration)
+
+
 def test_other_stages_keep_the_initialization(model, tmp_path, monkeypatch):
     pipeline(model, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
     (first,) = (tmp_path / "ckpts").glob("inversion-*.pt")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import EnvironmentProblem, UsageError
 from .config import schedule_knots
 
 _forced_device: torch.device | None = None
@@ -51,13 +51,21 @@ def get_rank() -> int:
 def set_device(device: str | None) -> None:
     """Device on which modules made from now on are created; None chooses by availability again.
 
-    Raises: UsageError if the name means no device of this torch.
+    Raises: UsageError if the name means no device of this torch, EnvironmentProblem for a GPU that is not there.
     """
     global _forced_device
     try:
         _forced_device = None if device is None else torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"'{device}' is no device; use 'cpu', 'cuda' or 'cuda:0'.") from error
+    if _forced_device is not None and _forced_device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (_forced_device.index or 0) >= count:
+            wanted, _forced_device = _forced_device, None
+            raise EnvironmentProblem(
+                f"The device '{wanted}' was asked for, but the CUDA GPUs that this torch sees are {count}; "
+                "use --device cpu, or a torch built for CUDA and a working driver."
+            )
 
 
 def get_device() -> torch.device:

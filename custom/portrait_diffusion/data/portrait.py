@@ -134,6 +134,11 @@ class PortraitDataModule(pl.LightningDataModule):
             self._photo = prepare_photo(self.cfg.image_path, self.cfg.size, self.cfg.aligned, self.cfg.matte)
         return self._photo
 
+    @property
+    def photo_or_none(self) -> "PreparedPhoto | None":
+        """The photo, or None where the configuration names none."""
+        return self.photo if self._photo is not None or self.cfg.image_path else None
+
     def setup(self, stage: str | None = None) -> None:
         c = self.cfg
         if stage in (None, "fit"):

@@ -268,9 +268,9 @@ def export_all(
     run.artefact("views", [run.field_id, config.render_size, directions], lambda: run.make_views(directions))
     run.artefact("turntable", film, run.make_turntable)
 
-    shared, _ = shareable_config(settings, overrides, base_dir)
-    share_path = out / "share.yaml"
-    run.artefact("share", shared, lambda: (_written(share_path, write_share, settings, overrides, base_dir), {}))
+    shared, _ = shareable_config(settings, overrides, base_dir, weights)
+    to_share = (settings, overrides, base_dir, weights)
+    run.artefact("share", shared, lambda: (_written(out / "share.yaml", write_share, *to_share), {}))
 
     all_warnings = [*(photo.warnings if photo else ()), *warnings]
     story = [

@@ -7,8 +7,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ..files import write_text
+from .made_with import made_with, pin_revisions
 
-RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir")
+RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir", "n_gpus", "resume")
 """Top-level keys that name one run, not the experiment."""
 
 
@@ -33,26 +34,35 @@ def _shareable(value: Any, base: Path, where: str, cut: list[str]) -> Any:
 
 
 def shareable_config(
-    config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = "."
-) -> tuple[dict[str, Any], list[str]]:
+    config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = ".",
+    weights: Mapping[str, str | Path] | None = None,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     """The configuration with overrides merged in, without run keys, with relative paths only.
 
+    A configuration with a ``system`` gets ``system.made_with`` (see `made_with.made_with`), and the hub ids of its
+    models the revisions that were used.
+
     Args: config: raw configuration, ``${...}`` stays as written.  overrides: ``a.b=c`` texts.  base: folder that
-        relative paths start from.
+        relative paths start from.  weights: name -> file that was used, for their hashes.
     Returns: plain values, and the key paths whose folders were cut off.
     """
     merged = OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(list(overrides)))
     plain = OmegaConf.to_container(merged, resolve=False)
     cut: list[str] = []
     kept = {k: v for k, v in plain.items() if k not in RUN_KEYS}
+    if isinstance(kept.get("system"), dict):
+        made = made_with(kept, weights)
+        pin_revisions(kept, made)
+        kept["system"]["made_with"] = made
     return _shareable(kept, Path(base).absolute(), "", cut), cut
 
 
 def write_share(
-    path: str | Path, config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = "."
-) -> None:
+    path: str | Path, config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = ".",
+    weights: Mapping[str, str | Path] | None = None,
+) -> None:  # fmt: skip
     """Write share.yaml, atomically. Args: see shareable_config."""
-    plain, cut = shareable_config(config, overrides, base)
+    plain, cut = shareable_config(config, overrides, base, weights)
     header = "# Configuration of this result, ready to share: overrides merged in, no timestamp, relative paths only.\n"
     if cut:
         header += f"# Folders were removed from these paths; put your own files there: {', '.join(cut)}\n"

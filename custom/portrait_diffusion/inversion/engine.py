@@ -30,7 +30,7 @@ class Inversion:
     """Fits a prior to one aligned photo.
 
     Args:
-        prior: encoder and generator.
+        prior: encoder and generator; the fit runs on their device.
         target: aligned photo at `cfg.detail_size` or larger.
         camera: estimate of the photo's camera, refined in place.
         cfg: settings.
@@ -44,25 +44,31 @@ class Inversion:
         self, prior: BundledPrior, target: Target, camera: PhotoCamera, cfg: InversionConfig,
         perceptual=None, seed: int = 0, checkpoint: Path | None = None, on_step: StepFn | None = None,
     ):
-        self.prior, self.target, self.cfg, self.perceptual = prior, target, cfg, perceptual
+        self.device = next(prior.parameters()).device
+        self.prior, self.cfg = prior, cfg
+        self.target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
+        self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.checkpoint, self.on_step = checkpoint, on_step or (lambda *args: None)
         self.weights, self.radius = prior.decoder, prior.radius
-        self.rng = torch.Generator().manual_seed(seed)
-        self.camera = camera
+        self.rng = torch.Generator().manual_seed(seed)  # on the CPU always: the same numbers for every device
+        self.camera = camera.to(self.device)
         self.stage, self.step = "latent", 0
         self.curves: dict = {}
         with torch.no_grad():
             azimuth, elevation, _ = camera.degrees()
-            plain = uncropped(target.resized(128), camera.pose()[2])
+            plain = uncropped(self.target.resized(128), camera.pose()[2])
             self.start = prior.encode(plain.rgb, plain.alpha, plain.valid, float(azimuth), float(elevation))
         self.latent = Latent(
             self.start.ws.clone().requires_grad_(True),
             {r: f.clone().requires_grad_(True) for r, f in self.start.features.items()},
-            torch.zeros(1, prior.generator.spec.plane_channels, cfg.rear_size, cfg.rear_size, requires_grad=True),
+            torch.zeros(
+                1, prior.generator.spec.plane_channels, cfg.rear_size, cfg.rear_size, requires_grad=True,
+                device=self.device,
+            ),
         )
         saved = None
         if checkpoint is not None and checkpoint.is_file():
-            saved = torch.load(checkpoint, weights_only=True)
+            saved = torch.load(checkpoint, weights_only=True, map_location=self.device)
         later = saved is not None and saved["stage"] != "latent"  # only the latent stage looks at the kept views
         self.novel = [] if later else self._novel_views(plain)
         self.grid: Tensor | None = None
@@ -103,7 +109,7 @@ class Inversion:
             self.latent.rear.copy_(state["rear"])
         self.camera.load_state_dict(state["camera"])
         self.stage, self.step, self.curves = state["stage"], state["step"], state["curves"]
-        self.rng.set_state(state["rng"])
+        self.rng.set_state(state["rng"].cpu())
         if self.stage == "latent":
             self.optimizer.load_state_dict(state["optimizer"])
         elif self.stage == "detail":
@@ -180,7 +186,7 @@ class Inversion:
         front = float(self.camera.degrees()[0])
 
         def render(offset: float) -> tuple:
-            c2w = orbit_c2w(front + torch.tensor(offset), torch.zeros(()))[None]
+            c2w = orbit_c2w(front + torch.tensor(offset, device=self.device), torch.zeros((), device=self.device))[None]
             rays_o, rays_d = (r.flatten(1, 2) for r in get_rays(c2w, canonical_fovy(c2w), size, size))
             out = render_rays(field, rays_o, rays_d, self.radius, n, n)
             points = world_to_head(rays_o + out["depth"] * rays_d)
@@ -234,16 +240,16 @@ class Inversion:
         target = self.detail_target = self.target.resized(c.detail_size)
         shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
         self.gate = visibility_gate(surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device)
-        self.gate = self.gate * torch.tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
+        self.gate = self.gate * self.gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
         touched = (target.alpha[0, 0] > 0.004) | (surface.opacity > 0.004)
         keep = touched & (target.valid[0, 0] > 0)
         self.cache = build_cache(
             self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples,
             c.detail_thickness,
         )  # fmt: skip
-        self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True)
-        self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long)
-        self.row_of_pixel[self.cache.index] = torch.arange(len(self.cache.index))
+        self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True, device=self.device)
+        self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long, device=self.device)
+        self.row_of_pixel[self.cache.index] = torch.arange(len(self.cache.index), device=self.device)
         self.optimizer = torch.optim.Adam(
             [{"params": [self.grid], "lr": c.detail_lr, "base": c.detail_lr}], betas=(0.9, 0.99), eps=1e-15
         )
@@ -257,7 +263,8 @@ class Inversion:
         room = c.detail_size - stride * (side - 1)
         slack = stride * side // 2  # windows over the edge are pushed back, so that corners get their share
         y0, x0 = torch.randint(-slack, room + slack, (2,), generator=self.rng).clamp(0, room - 1).tolist()
-        return y0 + stride * torch.arange(side), x0 + stride * torch.arange(side)
+        along = stride * torch.arange(side, device=self.device)
+        return y0 + along, x0 + along
 
     def _detail_step(self) -> dict:
         c = self.cfg

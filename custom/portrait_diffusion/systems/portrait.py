@@ -21,11 +21,12 @@ from ..inversion.engine import Inversion
 from ..inversion.start import initial_camera, load_perceptual
 from ..inversion.target import Target, over_white, photo_losses, target_from_photo
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
-from ..priors.bundled import WEIGHTS, BundledPrior
+from ..priors.bundled import BundledPrior
 from ..priors.storage import load_spec
 from ..renderer.volume import unit_normals
-from ..seeds import step_seed
+from ..seeds import seeded, step_seed
 from . import losses
+from .describe import describe_head, prior_files, write_settings
 from .painting import Painted, look_around, painting_losses, rows_of
 from .preservation import restoration_gate
 from .stages import Schedule
@@ -60,6 +61,7 @@ class PortraitSystem(BaseLift3DSystem):
         preservation_thickness: float = 0.05  # how far behind the visible surface it is closed, scene units
         extra_guidances: list = field(default_factory=list)  # more guidances, see ExtraGuidance
         seed: int = 0  # of the initialization
+        made_with: dict = field(default_factory=dict)  # of a shared configuration, see export.made_with; no effect
 
     cfg: Config
 
@@ -84,6 +86,7 @@ class PortraitSystem(BaseLift3DSystem):
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
         self.curves: dict[str, list] = {}
+        self.settings: dict[str, Any] = {}
 
     def start_from(self, fit: Inversion) -> None:
         """Take this initialization instead of making one; for hosts that made it."""
@@ -104,11 +107,7 @@ class PortraitSystem(BaseLift3DSystem):
 
     def prior_files(self) -> tuple[Path, Path]:
         """Weight files of generator and encoder."""
-        given = self.cfg.prior
-        return tuple(
-            Path(given.get(key) or WEIGHTS / f"{name}.safetensors")
-            for key, name in (("checkpoint", "prior"), ("encoder", "encoder"))
-        )
+        return prior_files(self.cfg.prior)
 
     def head_sizes(self) -> dict:
         """Keys of the geometry that the initialization's head needs."""
@@ -123,6 +122,7 @@ class PortraitSystem(BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.settings = write_settings(self)
         photo = self._photo()
         if photo is not None:
             self._target = target_from_photo(photo.rgb, photo.alpha, photo.valid, max(128, self._inversion.detail_size))
@@ -168,11 +168,11 @@ class PortraitSystem(BaseLift3DSystem):
         return None if net is None else net.to(self.device)
 
     def initialize(self, photo) -> None:
-        """Fit the prior to the photo and take the head over; on a CPU, whatever the stages train on."""
+        """Fit the prior to the photo, on this system's device, and take the head over."""
         if self._fit is not None:
             self.adopt(self._fit)
             return
-        prior = BundledPrior(*self.prior_files())
+        prior = BundledPrior(*self.prior_files()).to(self.device)
         camera, net = initial_camera(photo), load_perceptual(self._inversion)
         fit = Inversion(prior, self._target, camera, self._inversion, net, self.cfg.seed)
         self.adopt(fit.run())
@@ -299,7 +299,8 @@ class PortraitSystem(BaseLift3DSystem):
             weight = scheduled(extra.weight, place.step) if place.name in extra.stages else 0.0
             if weight:
                 update_if_possible(guidance, self.true_current_epoch, self.true_global_step)
-                found |= self._ask(guidance, prompts, weight, f"guidance_extra{k}", batch, out)
+                with seeded(step_seed(self.cfg.seed + k + 1, self.true_global_step), self.device):
+                    found |= self._ask(guidance, prompts, weight, f"guidance_extra{k}", batch, out)
         return found
 
     def _ask(self, guidance, prompts, weight: float, name: str, batch: dict, out: dict) -> dict[str, Tensor]:
@@ -338,15 +339,22 @@ class PortraitSystem(BaseLift3DSystem):
             sampler.set_geometry(self._latent_depth(self.guidance.model), c2w.to(self.device), fovy.to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a guidance keeps between steps belongs to the run."""
+        """What a guidance keeps between steps belongs to the run, and so do its settings."""
+        checkpoint["portrait"] = {"settings": self.settings}
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
             painted = None if self._painted is None else dict(vars(self._painted))
             state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted}
-            checkpoint["portrait"] = state
+            checkpoint["portrait"] |= state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._saved = checkpoint.get("portrait")
+        found = checkpoint.get("portrait") or {}
+        self.settings = found.get("settings") or {}
+        self._saved = found if "guidance" in found else None
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        describe_head(self)
 
     @torch.no_grad()
     def known_views(self, azimuths: list, size: int):

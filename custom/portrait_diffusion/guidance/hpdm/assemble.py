@@ -6,6 +6,7 @@ their tokens as well as to their own (K, V = [self; bank]), closed by view angle
 """
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -223,15 +224,20 @@ def assemble(
 
 
 def _part(kind, path: str, subfolder: str | None, offline: bool):
-    """One part by its library's own loader."""
+    """One part by its library's own loader. Args: path: folder, hub id, or hub id@revision."""
     options: dict = {"local_files_only": offline}
+    name, _, revision = path.partition("@")
+    if revision and not Path(path).exists():
+        options["revision"] = revision
+    else:
+        name = path
     if subfolder is not None:
         options["subfolder"] = subfolder
     if issubclass(kind, nn.Module):
         options["use_safetensors"] = True
     what = f"{subfolder or kind.__name__} of '{path}'"
     try:
-        return kind.from_pretrained(path, **options)
+        return kind.from_pretrained(name, **options)
     except OSError as error:
         first = str(error).strip().splitlines()[0][:200]
         raise EnvironmentProblem(

@@ -1,0 +1,113 @@
+"""What made a shared configuration: version, hashes of weights, revisions of public models; and what differs here."""
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .provenance import sha256_file
+
+OWN_GUIDANCES = ("portrait-diffusion-hpdm-guidance", "portrait-diffusion-sd-guidance")
+"""Guidances whose model may be a hub id with a revision: ``user/name@revision``."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+
+
+def is_hub_id(text: Any) -> bool:
+    """Whether a model is named by hub id, ``user/name`` or ``user/name@revision``, and no such folder is here."""
+    return isinstance(text, str) and bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
+
+
+def guidance_sections(system: Mapping[str, Any]) -> list[dict]:
+    """Sections of this package's guidances in a system's section: its own guidance and the extra ones."""
+    found = [(system.get("guidance_type"), system.get("guidance"))]
+    found += [(extra.get("type"), extra.get("guidance")) for extra in system.get("extra_guidances") or []]
+    return [section for kind, section in found if kind in OWN_GUIDANCES and isinstance(section, dict)]
+
+
+def named_models(system: Mapping[str, Any]) -> list[tuple[dict, str, str]]:
+    """Models that a system names: (section that holds it, key, ``base``, ``controlnet`` or ``vae``)."""
+    found = []
+    for section in guidance_sections(system):
+        found.append((section, "pretrained_model_name_or_path", "base"))
+        found += [(control, "path", "controlnet") for control in section.get("controlnets") or []]
+        found += [(section, "vae", "vae")]
+    return [(holder, key, role) for holder, key, role in found if isinstance(holder.get(key), str) and holder[key]]
+
+
+def cached_snapshot(hub_id: str) -> Path | None:
+    """Folder of a hub model in the local cache at its revision (else ``main``); None where there is none."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    name, _, revision = hub_id.partition("@")
+    for file in ("model_index.json", "config.json"):
+        path = try_to_load_from_cache(name, file, revision=revision or None)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def snapshot_facts(folder: Path) -> dict[str, Any]:
+    """Revision of a snapshot in the hub's cache and SHA-256 of its weights.
+
+    The cache names a large file's content by its SHA-256; what it names otherwise is read.
+    """
+    hashes = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        blob = path.resolve().name
+        hashes[path.relative_to(folder).as_posix()] = blob if len(blob) == 64 else sha256_file(path)
+    return {"revision": folder.name, "sha256": hashes}
+
+
+def made_with(config: Mapping[str, Any], weights: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
+    """Plain values for ``system.made_with``: version of this package, weights and models.
+
+    Args: config: the whole configuration.  weights: name -> file that was used.
+    """
+    from .. import __version__
+
+    models = []
+    for holder, key, _ in named_models(config.get("system") or {}):
+        text = holder[key]
+        if is_hub_id(text):
+            folder = cached_snapshot(text)
+            models.append({"id": text.partition("@")[0], **(snapshot_facts(folder) if folder else {})})
+        elif Path(text).is_dir():
+            files = sorted(Path(text).rglob("*.safetensors"))
+            hashes = {path.relative_to(text).as_posix(): sha256_file(path) for path in files}
+            models.append({"id": Path(text).name, "sha256": hashes})
+    hashes = {name: sha256_file(path) for name, path in (weights or {}).items()}
+    return {"version": __version__, "weights": hashes, "models": models}
+
+
+def pin_revisions(config: dict[str, Any], made: Mapping[str, Any]) -> None:
+    """Write the revision that was used behind each hub id of the configuration, in place."""
+    revisions = {model["id"]: model.get("revision") for model in made["models"]}
+    for holder, key, _ in named_models(config.get("system") or {}):
+        revision = revisions.get(holder[key])
+        if is_hub_id(holder[key]) and revision:
+            holder[key] = f"{holder[key]}@{revision}"
+
+
+def differences(config: Mapping[str, Any], weights: Mapping[str, str | Path]) -> list[str]:
+    """Sentences on what is not as it was where a shared configuration was made; none without its ``made_with``.
+
+    Args: weights: name -> file that would be used here.
+    """
+    from .. import __version__
+
+    made = (config.get("system") or {}).get("made_with") or {}
+    if not isinstance(made, Mapping):
+        return []
+    found = []
+    version = made.get("version")
+    if version is not None and str(version) != __version__:
+        found.append(
+            f"it was made with portrait-diffusion {str(version)[:40]}, this is {__version__}: keys and results may "
+            "differ; the changelog says how"
+        )
+    hashes = made.get("weights") if isinstance(made.get("weights"), Mapping) else {}
+    for name, path in weights.items():
+        if name in hashes and Path(path).is_file() and sha256_file(path) != hashes[name]:
+            found.append(f"its {name} weights are not those of {Path(path).name} here: the head will differ")
+    return found

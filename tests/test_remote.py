@@ -1,0 +1,179 @@
+"""Configurations from elsewhere: what is fetched and how, and that hostile ones are refused before anything happens."""
+import http.server
+import re
+import shutil
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from portrait_diffusion import cli, remote
+from portrait_diffusion.errors import EnvironmentProblem, UsageError
+from portrait_diffusion.pipeline import load_pipeline_config
+from portrait_diffusion.remote import check_paths, https_url, outside_paths
+from portrait_diffusion.schema import MAX_BYTES
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMUNITY = sorted((ROOT / "configs" / "community").glob("*.yaml"))
+GOOD = "name: theirs\nsystem: {inversion: {latent_steps: 3}, made_with: {version: 0.0.1}}\n"
+PAGES = {
+    "/good.yaml": GOOD.encode(), "/large.yaml": b"name: " + b"x" * (MAX_BYTES + 1), "/binary.yaml": b"\xff\xfe",
+    "/code.yaml": b"name: !!python/object/apply:os.system ['touch hacked']",
+    "/env.yaml": b"name: ${oc.env:HOME}", "/outside.yaml": b"name: ../../elsewhere",
+    "/joined.yaml": b"name: ${tag}/../x\ntag: y", "/unknown.yaml": b"system: {made_with: {version: 9.9.9}, news: 1}",
+    "/weights.yaml": b"system: {prior: {checkpoint: /etc/passwd}}",
+    "/bomb.yaml": b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
+        b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (c, c, *([c - 1] * 9)) for c in range(98, 107)
+    ),
+}  # fmt: skip
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    headers_seen: list = []
+
+    def do_GET(self):
+        Pages.headers_seen.append(dict(self.headers))
+        to = {"/to-http": "http://127.0.0.1:1/x.yaml", "/to-file": "file:///etc/passwd", "/loop": "/loop",
+              "/to-good": "/good.yaml"}.get(self.path)  # fmt: skip
+        body = PAGES.get(self.path)
+        self.send_response(302 if to else 200 if body is not None else 404)
+        if to:
+            self.send_header("Location", to)
+        self.end_headers()
+        if body and not to:
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """An https server of this machine whose certificate the library is told to trust."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate for the test's server")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=DNS:localhost", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUESTS_CA_BUNDLE", str(folder / "cert.pem"))
+        patch.setenv("NO_PROXY", "localhost")
+        patch.setenv("no_proxy", "localhost")
+        yield f"https://localhost:{httpd.server_port}"
+    httpd.shutdown()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a photo."""
+    shutil.copyfile(ROOT / "examples" / "astronaut.png", tmp_path / "me.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_addresses():
+    assert https_url("https://example.org/a.yaml") == "https://example.org/a.yaml"
+    assert https_url("hf://me/heads/fine/a.yaml") == "https://huggingface.co/me/heads/resolve/main/fine/a.yaml"
+    assert https_url("hf://me/heads/a.yaml@v1.2").endswith("/resolve/v1.2/a.yaml")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://example.org/a.yaml", "file:///etc/passwd", "ftp://x/y.yaml", "https://", "https://me:secret@x/y.yaml",
+     "hf://me/a.yaml", "hf://me/heads/../../x.yaml", "hf://me/heads/a.txt", "hf://me/heads/a.yaml?x=1"],
+)  # fmt: skip
+def test_other_addresses_are_refused(address):
+    with pytest.raises(UsageError):
+        https_url(address)
+
+
+def test_a_redirect_within_https_is_followed_and_no_credentials_are_sent(server, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine localhost login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    found = remote.fetch_config(f"{server}/to-good")
+    assert found.content["name"] == "theirs" and found.url == f"{server}/to-good" and found.size == len(GOOD)
+    assert not any("Authorization" in headers for headers in Pages.headers_seen)
+
+
+@pytest.mark.parametrize(
+    ("page", "error", "message"),
+    [("/large.yaml", UsageError, "at most 1000000 bytes"), ("/binary.yaml", UsageError, "UTF-8"),
+     ("/code.yaml", UsageError, "tag .* isn't allowed"), ("/bomb.yaml", UsageError, "more than 100000 values"),
+     ("/to-http", UsageError, "no configuration"), ("/to-file", UsageError, "no configuration"),
+     ("/loop", UsageError, "redirects"), ("/nothing", EnvironmentProblem, "answers 404")],
+)  # fmt: skip
+def test_bad_answers(server, page, error, message):
+    with pytest.raises(error, match=message):
+        remote.fetch_config(server + page)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [("/env.yaml", "oc.env"), ("/outside.yaml", "key 'name' names the path"), ("/joined.yaml", "key 'name'"),
+     ("/weights.yaml", "key 'system.prior.checkpoint'"), ("/code.yaml", "isn't allowed"),
+     ("/unknown.yaml", "unknown key 'system.news'.*made with portrait-diffusion 9.9.9")],
+)  # fmt: skip
+def test_hostile_ones_stop_the_command_before_anything_is_written(server, here, capsys, page, message):
+    assert cli.main(["--image", "me.png", "--yes", "--config", server + page]) == 2
+    assert re.search(message, capsys.readouterr().err) and [p.name for p in here.iterdir()] == ["me.png"]
+
+
+def test_it_is_shown_and_asks(server, here, capsys, monkeypatch):
+    arguments = ["--image", "me.png", "--config", f"{server}/good.yaml"]
+    assert cli.main(arguments) == 2, "nobody can be asked"
+    text = capsys.readouterr()
+    assert "add --yes to agree" in text.err and "made with portrait-diffusion 0.0.1" in text.err
+    assert f"from    {server}/good.yaml" in text.out and "latent_steps: 3" in text.out and "SHA-256" in text.out
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    started = []
+    monkeypatch.setattr(cli, "make_head", lambda *a: started.append(a) or 0)
+    assert cli.main(arguments) == 2 and not started and [p.name for p in here.iterdir()] == ["me.png"]
+    assert cli.main([*arguments, "--yes"]) == 0 and len(started) == 1
+    assert started[0][0].config.system.inversion.latent_steps == 3
+
+
+@pytest.mark.parametrize("value", ["/etc/passwd", "C:\\x", "\\\\server\\share", "a/../../b", "..", "~/x", "~me/x", "~",
+                                   "file:x", "link/x", "a\\..\\b", "x\0y"])  # fmt: skip
+def test_paths_that_lead_out(tmp_path, value):
+    (tmp_path / "link").symlink_to("/")
+    assert list(outside_paths({"a": [{"b": value}]}, tmp_path)) == [("a[0].b", value)]
+
+
+@pytest.mark.parametrize("value", ["models/mine", "user/repo@main", "portrait photo, white", "~5 minutes", "a..b", ""])
+def test_other_texts_do_not(tmp_path, value):
+    assert list(outside_paths({"a": value, "description": "/x"}, tmp_path)) == []
+
+
+def test_there_is_no_answer_without_a_connection(monkeypatch):
+    def fail(*arguments, **more):
+        raise requests.ConnectionError("no route")
+
+    monkeypatch.setattr(requests.Session, "get", fail)
+    with pytest.raises(EnvironmentProblem, match="can't be fetched .no route."):
+        remote.download("https://example.org/x.yaml")
+
+
+def test_there_are_community_configurations():
+    assert COMMUNITY and (ROOT / "configs" / "community" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("path", COMMUNITY, ids=lambda path: path.stem)
+def test_community_configurations_are_fit_to_be_shared(path):
+    config, plain = load_pipeline_config(path)
+    check_paths(plain, path.name)
+    raw = yaml.safe_load(path.read_text())
+    assert config.description and path.read_text().startswith("# ")
+    assert raw["system"]["made_with"]["version"] and not raw.get("data", {}).get("image_path")
