@@ -27,6 +27,7 @@ _EPILOG = """\
 other commands (each with its own --help):
   render          pictures of a finished head from any direction
   doctor          what is installed, what is missing, and the command that brings it
+  convert-prior   read a published prior's file safely, write safetensors
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
   train-matte     train the matting network
@@ -328,6 +329,13 @@ def doctor_command(argv: Sequence[str]) -> int:
     return code
 
 
+def convert_prior_command(argv: Sequence[str]) -> int:
+    """Options and work: `priors.published.convert.main`."""
+    from .priors.published.convert import main as convert
+
+    return convert(list(argv), program()[-1])
+
+
 def train_prior_command(argv: Sequence[str]) -> int:
     """Options and work: `priors.train.main`."""
     from .priors.train import main as train
@@ -362,6 +370,7 @@ def train_hpdm_command(argv: Sequence[str]) -> int:
 COMMANDS = {
     "render": render_command,
     "doctor": doctor_command,
+    "convert-prior": convert_prior_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
     "train-matte": train_matte_command,

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from . import __version__, host
 from .errors import EnvironmentProblem, PortraitError
-from .export.provenance import sha256_file
-from .files import write_text
+from .files import sha256_file, write_text
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CHECKSUMS = WEIGHTS / "checksums.json"  # name below WEIGHTS -> {"bytes", "sha256"}; written by `record_checksums`

@@ -4,6 +4,7 @@ Everything is written under a temporary name in the target's own folder, so on t
 over the target. A reader sees the old file or the new one, never a part; an error leaves the old one. A killed process
 leaves ``.partial-PID-NAME`` behind, which `remove_partial_files` deletes.
 """
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +48,12 @@ def remove_partial_files(folder: str | Path) -> int:
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

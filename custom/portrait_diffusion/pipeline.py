@@ -17,8 +17,7 @@ from . import host, schema
 from .errors import UsageError
 from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
-from .export.provenance import sha256_file
-from .files import atomic_path, write_text
+from .files import atomic_path, sha256_file, write_text
 from .geometry.triplane import settings_for
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig

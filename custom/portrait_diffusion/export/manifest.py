@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
-from .provenance import config_hash, sha256_file
+from ..files import sha256_file, write_text
+from .provenance import config_hash
 
 NAME = "export.json"
 VERSION = 1

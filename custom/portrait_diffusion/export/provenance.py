@@ -14,20 +14,11 @@ from typing import Any
 
 import torch
 
-from ..files import write_text
+from ..files import sha256_file, write_text
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-image", "trimesh", "xatlas", "fast-simplification", "imageio-ffmpeg",
              "pillow", "omegaconf", "pytorch-lightning")  # fmt: skip
 PACKAGE_DIR = Path(__file__).absolute().parents[1]
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def config_hash(config: Any) -> str:
