@@ -98,7 +98,9 @@ class Bytes:
 def storage_bytes(tensor: torch.Tensor, location: str = "cpu") -> bytes:
     """A tensor's storage as torch pickles it, as if it lay at another location."""
     buffer = io.BytesIO()
-    torch.save(tensor.contiguous().storage(), buffer, _use_new_zipfile_serialization=False)
+    tensor = tensor.contiguous()
+    storage = torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True)
+    torch.save(storage, buffer, _use_new_zipfile_serialization=False)
     data = buffer.getvalue()
     wanted = b"X" + len(location).to_bytes(4, "little") + location.encode()
     assert data.count(b"X\x03\x00\x00\x00cpu") == 1

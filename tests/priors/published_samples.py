@@ -51,6 +51,9 @@ def random_state(sizes: Sizes, seed: int = 0) -> dict[str, torch.Tensor]:
             value = value * 100  # equalised for a learning rate of 0.01
         state[key] = value
     state["decoder.net.2.weight"][0] *= 8
+    if sizes.camera_shift:  # a shift of the camera by a few hundredths
+        state["t_mapping.fc1.weight"] *= 0.01
+        state["t_mapping.fc1.bias"] *= 0.1
     return state
 
 

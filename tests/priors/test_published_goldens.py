@@ -5,7 +5,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from portrait_diffusion.priors.published import fields
+from portrait_diffusion.ops.plane_layouts import layout_features
+from portrait_diffusion.priors.published.fields import decode_published
 from portrait_diffusion.priors.published.generator import PublishedGenerator
 from portrait_diffusion.priors.published.image import generate, render_image, shift_label
 from portrait_diffusion.priors.published.marching import rays_of_label, render_features
@@ -86,8 +87,8 @@ def check_mapping(ref: Reference, prefix: str, rows) -> None:
 def check_points(ref: Reference, planes: list) -> None:
     g = ref.generator
     coords = ref["points"][None] * (2 / g.options.box_warp)
-    features = fields.plane_features(g.sizes.family, planes, coords)
-    sigma, feature = fields.decode_published(features, g.decoder.weights(), g.options.sigmoid)
+    features = layout_features(g.sizes.family, planes, coords)
+    sigma, feature = decode_published(features, g.decoder.weights(), g.options.sigmoid)
     ref.same("point_sigma", sigma)
     ref.same("point_feature", feature)
 
@@ -117,7 +118,7 @@ def test_small_generators(name):
     check_points(ref, planes)
     coords = ref["points"][None] * (2 / g.options.box_warp)
     alone = [planes[0] * torch.eye(3)[k].view(1, 3, *[1] * (planes[0].ndim - 2)) for k in range(3)]
-    ref.same("point_plane_features", torch.cat([3 * fields.plane_features(family, [p], coords) for p in alone]))
+    ref.same("point_plane_features", torch.cat([3 * layout_features(family, [p], coords) for p in alone]))
     if family == "panohead":
         matrix, bias = g.torgb.affine_map(ws[:, -1])
         ref.same("torgb_matrix", matrix)

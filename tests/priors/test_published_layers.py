@@ -3,7 +3,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from portrait_diffusion.priors.published.fields import fused_spheres, plane_features, sphere_coordinates
+from portrait_diffusion.ops.plane_layouts import fused_spheres, layout_features, sphere_coordinates
 from portrait_diffusion.priors.published.layers import (
     SynthesisLayer,
     ToRGB,
@@ -152,8 +152,8 @@ def test_each_sphere_holds_its_half():
 
 def test_one_layer_grids_fade_and_many_layers_do_not_touch_other_families():
     thin = torch.ones(1, 3, 2, 1, 8, 8, dtype=F64)
-    middle = plane_features("panohead", [thin], torch.zeros(1, 1, 3, dtype=F64))
-    off = plane_features("panohead", [thin], torch.full((1, 1, 3), 0.5, dtype=F64))
+    middle = layout_features("panohead", [thin], torch.zeros(1, 1, 3, dtype=F64))
+    off = layout_features("panohead", [thin], torch.full((1, 1, 3), 0.5, dtype=F64))
     torch.testing.assert_close(middle, torch.ones(1, 1, 2, dtype=F64))
     torch.testing.assert_close(off, torch.full((1, 1, 2), 0.75, dtype=F64))
 

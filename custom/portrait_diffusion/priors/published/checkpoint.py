@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...files import sha256_file
+from ...ops.plane_layouts import AXES
 from .families import FACTS, known_file
-from .fields import AXES
 from .safe_pickle import SOURCE, Held, Record, read_pickle
 from .sizes import sizes_of
 

@@ -6,7 +6,8 @@ The published code jitters its samples in evaluation too; here the jitter is an 
 import torch
 from torch import Tensor
 
-from .fields import CROPPED, cropped, decode_published, plane_features
+from ...ops.plane_layouts import layout_features
+from .fields import CROPPED, cropped, decode_published
 from .sizes import RenderOptions
 
 
@@ -102,7 +103,7 @@ def render_features(
     def field(depth: Tensor) -> tuple[Tensor, Tensor]:
         points = rays_o[:, :, None] + depth[..., None] * rays_d[:, :, None]
         flat = points.flatten(1, 2)
-        features = plane_features(family, planes, flat * (2 / options.box_warp))
+        features = layout_features(family, planes, flat * (2 / options.box_warp))
         sigma, rest = decode_published(features, decoder, options.sigmoid)
         sigma = torch.where(cropped(flat, options.crop), torch.full_like(sigma, CROPPED), sigma)
         return sigma.view(depth.shape), rest.view(*depth.shape, -1)

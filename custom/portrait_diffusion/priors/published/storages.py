@@ -62,9 +62,7 @@ class StorageReader:
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
             text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise self.Malformed(f"a tensor's storage cannot be read ({text})") from error
-        untyped = storage.untyped() if isinstance(storage, torch.TypedStorage) else storage
-        dtype = storage.dtype if isinstance(storage, torch.TypedStorage) else torch.uint8
-        return torch.tensor([], dtype=dtype).set_(untyped)
+        return torch.tensor([], dtype=storage.dtype).set_(storage)
 
     def _check(self, data: bytes) -> None:
         """Raise Malformed unless header and length say the same, with nothing before, between and after."""
