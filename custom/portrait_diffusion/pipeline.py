@@ -58,12 +58,12 @@ class DataConfig:
 class PriorConfig:
     """Which prior, and its weights; for the bundled one empty paths are the shipped files."""
 
-    type: str = "bundled"
-    """bundled, or a published GAN whose file you bring: eg3d, panohead, spherehead, pyramid (docs/priors.md)."""
     checkpoint: str = ""
     """Generator weights: .safetensors, for a published prior also the authors' .pkl."""
     encoder: str = ""
     """Encoder weights (.safetensors); the bundled prior alone has one."""
+    type: str = "bundled"
+    """bundled, or a published GAN whose file you bring: eg3d, panohead, spherehead, pyramid (docs/priors.md)."""
 
     def __post_init__(self):
         if self.type not in ("bundled", *FAMILIES):

@@ -215,6 +215,16 @@ def test_bad_frames_are_refused(settings):
         host.find("portrait-diffusion-triplane")({"resolution": 16, **settings})
 
 
+def test_the_ablation_with_one_layer_is_refused(tmp_path):
+    from priors import published_samples
+
+    sizes = published_samples.tiny_sizes("panohead")
+    sizes.plane_channels = 24
+    write_published(tmp_path / "net.pkl", "panohead", state=published_samples.random_state(sizes))
+    with pytest.raises(UsageError, match="one layer of depth"):
+        PublishedPrior.open(tmp_path / "net.pkl", "panohead")
+
+
 def test_white_backed_models_are_refused(tmp_path, monkeypatch):
     from priors import published_pickles
 

@@ -137,6 +137,8 @@ def layout_features(layout: str, planes: list[Tensor], coords: Tensor, implement
         return fused_spheres(planes, coords, implementation)
     if planes[0].ndim == 6 and planes[0].shape[3] == 1:
         return sum(_sample_thin(level, coords, AXES[layout]) for level in planes) / len(planes)
+    if implementation == "auto" and planes[0].ndim == 6 and 16 * coords.shape[1] < planes[0][:, :, 0].numel():
+        implementation = "torch"  # the gathering way first copies the whole grid, which few points do not repay
     return sample_planes(planes, coords, level_reduce="mean", axes=AXES[layout], implementation=implementation)
 
 

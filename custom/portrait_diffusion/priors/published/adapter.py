@@ -91,6 +91,12 @@ class PublishedPrior(nn.Module):
         if self.generator.options.white_back:
             raise UsageError(f"{checkpoint.path} renders over white, as no head model does; give a file listed in "
                              "docs/priors.md.")  # fmt: skip
+        sizes = self.generator.sizes
+        if sizes.family == "panohead" and sizes.plane_channels == 3 * sizes.decoder[0]:
+            raise UsageError(
+                f"{checkpoint.path} is PanoHead's ablation with one layer of depth, which the geometry cannot hold; "
+                "use the file with three layers (docs/priors.md)."
+            )
         self.family, self.facts = checkpoint.family, facts_of(checkpoint.family)
         with torch.no_grad():  # PanoHead's projector takes the shift of the mean latent too
             mean = self.generator.backbone.mapping.w_avg.new_zeros(1, self.generator.sizes.z_dim)
