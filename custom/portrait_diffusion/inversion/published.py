@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -106,9 +107,10 @@ class PublishedFit:
         self.ws.requires_grad_(False)
         with torch.no_grad():
             self.pivot = [level.float().detach() for level in self._generated()]
+            self.variances = [max(float(level.var()), 1e-8) for level in self.pivot]
         if self.cfg.tuning == "planes":
             self.tuned = [level.clone().requires_grad_(True) for level in self.pivot]
-            spreads = [float(level.std()) or 1.0 for level in self.pivot]
+            spreads = [math.sqrt(v) for v in self.variances]
             fine = [0.2 if len(self.pivot) > 2 and level.shape[-1] >= 256 else 1.0 for level in self.pivot]
             rates = [self.cfg.plane_lr * s * f for s, f in zip(spreads, fine)]
         else:
@@ -229,7 +231,7 @@ class PublishedFit:
             pull = (self.ws - self.mean).square().sum(-1).mean() / self.spread**2
             losses |= {"latent": c.lambda_latent * pull, "camera": c.lambda_camera * self.camera.deviation()}
         else:
-            pull = sum((a - b).square().mean() / b.var().clamp(min=1e-8) for a, b in zip(planes, self.pivot))
+            pull = sum(F.mse_loss(a, b) / v for a, b, v in zip(planes, self.pivot, self.variances))
             losses["pivot"] = c.lambda_pivot * pull / len(self.pivot)
         return losses
 
