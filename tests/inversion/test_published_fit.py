@@ -142,3 +142,26 @@ def test_settings_are_checked(words, message):
 def test_settings_arrive():
     config, _ = load_pipeline_config(None, ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"])
     assert config.system.prior.type == "panohead" and config.system.published_fit.tuning == "planes"
+
+
+def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
+    """A photo, a tiny file of a published kind: a head that is saved and comes back."""
+    import functools
+    from pathlib import Path
+
+    from portrait_diffusion import pipeline as module
+
+    write_published(tmp_path / "net.pkl", "panohead")
+    photo = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
+    fit = functools.partial(PublishedFit, face_check=lambda picture: True)
+    monkeypatch.setattr(module, "PublishedFit", fit)
+    words = [f"system.published_fit.{key}={value}" for key, value in SETTINGS.items()]
+    words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}", "data.matte=none"]
+    result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
+    assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
+    module.save_head(result, tmp_path / "out")
+    again = module.PortraitResult.load(tmp_path / "out")
+    for key, value in result.geometry.state_dict().items():
+        torch.testing.assert_close(again.geometry.state_dict()[key], value)
+    seen = again.render_input_fn(16, 16)["comp_rgb"]
+    torch.testing.assert_close(seen, result.render_input_fn(16, 16)["comp_rgb"])
