@@ -112,7 +112,6 @@ def changed(config: dict, changes: dict) -> dict:
 def for_threestudio(config: dict) -> dict:
     """The same run as threestudio's launch.py takes it: types named, cameras told of the stages, trainer."""
     system = copy.deepcopy(config["system"])
-    system.pop("prior_type")
     kept = {name: stage for name, stage in system["stages"].items() if stage.get("steps")}
     steps = sum(stage["steps"] for stage in kept.values())
     modules = {

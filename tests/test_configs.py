@@ -76,7 +76,7 @@ def test_threestudios_copy_is_the_same_run():
     ours = yaml.safe_load((ROOT / "configs" / "portrait.yaml").read_text())
     theirs = yaml.safe_load((ROOT / "custom" / "portrait.yaml").read_text())
     assert len((ROOT / "custom" / "portrait.yaml").read_text().splitlines()) <= 150
-    same = set(ours["system"]) - {"prior_type"}
+    same = set(ours["system"])
     assert {k: theirs["system"][k] for k in same} == {k: ours["system"][k] for k in same}
     assert theirs["seed"] == ours["seed"] and ours["data"].items() <= theirs["data"].items()
     assert theirs["trainer"]["max_steps"] == Schedule(ours["system"]["stages"]).total

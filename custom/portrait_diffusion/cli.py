@@ -29,6 +29,7 @@ other commands (each with its own --help):
   render          pictures of a finished head from any direction
   doctor          what is installed, what is missing, and the command that brings it
   models          which public models a configuration needs; downloads them if you agree
+  convert-prior   read a published prior's file safely, write safetensors
   train-prior     train a prior on rendered heads
   render-dataset  render synthetic heads to train on
   render-drafts   render a prior's answers to the front views of those heads, to train train-hpdm on
@@ -385,6 +386,13 @@ def doctor_command(argv: Sequence[str]) -> int:
     return code
 
 
+def convert_prior_command(argv: Sequence[str]) -> int:
+    """Options and work: `priors.published.convert.main`."""
+    from .priors.published.convert import main as convert
+
+    return convert(list(argv), program()[-1])
+
+
 def train_prior_command(argv: Sequence[str]) -> int:
     """Options and work: `priors.train.main`."""
     from .priors.train import main as train
@@ -465,6 +473,7 @@ COMMANDS = {
     "render": render_command,
     "doctor": doctor_command,
     "models": models_command,
+    "convert-prior": convert_prior_command,
     "train-prior": train_prior_command,
     "render-dataset": render_dataset_command,
     "render-drafts": render_drafts_command,

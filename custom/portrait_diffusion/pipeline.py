@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
 from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
+from .inversion.published import PublishedFit
+from .inversion.published_config import PublishedFitConfig
 from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .ops.cameras import canonical_fovy, orbit_c2w
 from .optional import require
 from .photo.prepare import PreparedPhoto, prepare_photo
 from .priors.bundled import BundledPrior
+from .priors.published.adapter import PublishedPrior
+from .priors.published.sizes import FAMILIES
 from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
 from .systems.stages import Schedule
 
@@ -54,24 +58,35 @@ class DataConfig:
 
 @dataclass
 class PriorConfig:
-    """Weights of the bundled prior; empty paths are the shipped files."""
+    """Which prior, and its weights; for the bundled one empty paths are the shipped files."""
 
     checkpoint: str = ""
-    """Generator weights (.safetensors)."""
+    """Generator weights: .safetensors, for a published prior also the authors' .pkl."""
     encoder: str = ""
-    """Encoder weights (.safetensors)."""
+    """Encoder weights (.safetensors); the bundled prior alone has one."""
+    type: str = "bundled"
+    """bundled, or a published GAN whose file you bring: eg3d, panohead, spherehead, pyramid (docs/priors.md)."""
+
+    def __post_init__(self):
+        if self.type not in ("bundled", *FAMILIES):
+            raise ValueError(f"prior.type must be one of bundled, {', '.join(FAMILIES)}, got '{self.type}'")
+        if self.type != "bundled" and not self.checkpoint:
+            raise ValueError(
+                f"prior.type '{self.type}' needs prior.checkpoint, the path of its file; weights are never downloaded, "
+                "docs/priors.md says where to get them"
+            )
 
 
 @dataclass
 class SystemConfig:
     """The modules of the head."""
 
-    prior_type: str = "bundled"
-    """Which GAN prior; only `bundled` so far."""
     prior: PriorConfig = field(default_factory=PriorConfig)
-    """Weights of the prior."""
+    """Which GAN prior, and its weights."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
-    """How the prior is fitted to the photo."""
+    """How the bundled prior is fitted to the photo."""
+    published_fit: PublishedFitConfig = field(default_factory=PublishedFitConfig)
+    """How a published prior is fitted to the photo."""
     geometry_type: str = "portrait-diffusion-triplane"
     """Registered name of the class that holds density and colour."""
     geometry: dict = field(default_factory=dict)
@@ -104,9 +119,9 @@ class SystemConfig:
     """In a shared configuration (share.yaml): version, hashes of weights, revisions of models. A run compares them."""
 
     def __post_init__(self):
-        Schedule(self.stages)
-        if self.prior_type != "bundled":
-            raise ValueError(f"system.prior_type must be 'bundled', got '{self.prior_type}'")
+        kind = self.prior.get("type", "bundled") if isinstance(self.prior, Mapping) else self.prior.type
+        if Schedule(self.stages).total and kind != "bundled":
+            raise ValueError(f"stages after the initialization need prior.type 'bundled' so far, got '{kind}'")
 
 
 @dataclass
@@ -299,8 +314,10 @@ def _plain(cfg: Any) -> dict:
     return OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(vars(cfg))
 
 
-def prior_paths(prior: PriorConfig) -> tuple[Path, Path]:
-    """Generator and encoder files that a configuration means."""
+def prior_paths(prior: PriorConfig) -> tuple[Path, ...]:
+    """Files that a configuration means: generator and encoder, of a published prior its one file."""
+    if prior.type != "bundled":
+        return (Path(prior.checkpoint),)
     from .priors.bundled import WEIGHTS
 
     generator = Path(prior.checkpoint or WEIGHTS / "prior.safetensors")
@@ -394,7 +411,8 @@ class PortraitPipeline:
         keys = (*STAGE_KEYS, "geometry_type", "geometry", "renderer_type", "renderer")
         section = {key: getattr(system, key) for key in keys} | {
             "material_type": "portrait-diffusion-no-material", "background_type": "portrait-diffusion-white-background",
-            "prior": vars(system.prior), "inversion": vars(system.inversion),
+            "prior": {"checkpoint": system.prior.checkpoint, "encoder": system.prior.encoder},
+            "inversion": vars(system.inversion),
         }  # fmt: skip
         key = run_key(before.photo_sha256, raw, system.prior, stages=True)
         checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
@@ -416,9 +434,11 @@ class PortraitPipeline:
 
     def _inversion(
         self, prepared: PreparedPhoto, sha256: str, raw: dict, out: Path | None, tell: Progress
-    ) -> Inversion:
+    ) -> Inversion | PublishedFit:
         """The fit, at its first step or where its checkpoint in `out` left it."""
         system, cfg = self.config.system, self.config.system.inversion
+        if system.prior.type != "bundled":
+            return self._published_fit(prepared, sha256, raw, out, tell)
         prior = BundledPrior(*prior_paths(system.prior)).to(host.get_device())
         target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.detail_size))
         checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
@@ -426,9 +446,22 @@ class PortraitPipeline:
             prior, target, initial_camera(prepared), cfg, load_perceptual(cfg), self.config.seed, checkpoint, tell
         )
 
-    def _result(self, fit: Inversion, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:
+    def _published_fit(
+        self, prepared: PreparedPhoto, sha256: str, raw: dict, out: Path | None, tell: Progress
+    ) -> PublishedFit:
+        system, cfg = self.config.system, self.config.system.published_fit
+        prior = PublishedPrior.open(system.prior.checkpoint, system.prior.type).to(host.get_device())
+        target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.size))
+        checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
+        return PublishedFit(
+            prior, target, initial_camera(prepared), cfg, load_perceptual(cfg), self.config.seed, checkpoint, tell
+        )
+
+    def _result(self, fit: Inversion | PublishedFit, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:
         planes, weights = fit.planes(), fit.weights
-        settings = self.config.system.geometry | settings_for(planes, weights, fit.radius, fit.has_detail)
+        settings = self.config.system.geometry | settings_for(
+            planes, weights, fit.radius, fit.has_detail, fit.frame
+        )
         geometry = host.find(self.config.system.geometry_type)(settings)
         geometry.set_planes(planes)
         geometry.set_decoder(weights)

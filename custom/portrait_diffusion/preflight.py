@@ -1,5 +1,5 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
-from .errors import EnvironmentProblem
+from .errors import EnvironmentProblem, UsageError
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .optional import require
@@ -26,13 +26,17 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
     if config.system.exporter.mesh.target_faces:
         require("fast_simplification", extra="export", package="fast-simplification")
     files = [yunet_path()]
+    published = config.system.prior.type != "bundled"
     for path, kind in zip(prior_paths(config.system.prior), ("generator", "encoder")):
-        load_spec(path, kind)
+        if not published:
+            load_spec(path, kind)
+        elif not path.is_file():
+            raise UsageError(f"system.prior.checkpoint '{path}' does not exist; docs/priors.md says where to get it.")
         files.append(path)
     if choose_matte(config.data.matte) == "network":
         load_matte_net()
         files.append(WEIGHTS_FILE)
-    if config.system.inversion.lambda_perceptual:
+    if (config.system.published_fit if published else config.system.inversion).lambda_perceptual:
         files.append(find_weights("alex"))
     if Schedule(config.system.stages).total:
         require("pytorch_lightning", extra="train", package="pytorch-lightning")

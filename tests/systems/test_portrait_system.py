@@ -166,6 +166,11 @@ def test_losses_that_do_not_exist_are_named(model):
         make(model, {"refine": {"steps": 1, "loss": {"lambda_magic": 1.0}}})
 
 
+def test_another_prior_is_refused_not_replaced(model):
+    with pytest.raises(UsageError, match="starts from the bundled prior; system.prior.type is 'eg3d'"):
+        make(model, prior={"type": "eg3d", "checkpoint": "x.pkl"})
+
+
 class Grey(host.BaseObject):
     """A guidance of another system's kind: wants grey pictures, knows nothing of geometry."""
 

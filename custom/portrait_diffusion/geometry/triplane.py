@@ -1,5 +1,5 @@
 """A head as planes of features and a small decoder, registered as ``portrait-diffusion-triplane``."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,26 +9,28 @@ from ..errors import UsageError
 from ..host import BaseImplicitGeometry, register
 from ..ops.cameras import BOX_RADIUS, world_to_head
 from ..ops.differences import central_differences
-from ..ops.triplane import (
-    DETAIL_GAIN,
-    DecoderWeights,
-    add_detail,
-    colour_activation,
-    decode_raw,
-    density_activation,
-    init_decoder,
-    sample_planes,
-)
+from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
+from ..ops.triplane import DETAIL_GAIN, DecoderWeights, add_detail, init_decoder, sample_planes
 from ..ops.volrend import inside_cylinder
 
 
-def settings_for(planes: list[Tensor], weights: DecoderWeights, radius: float, detail: bool = False) -> dict:
+def settings_for(
+    planes: list[Tensor], weights: DecoderWeights, radius: float, detail: bool = False, frame: PlaneFrame = OWN_FRAME
+) -> dict:
     """Keys of `TriplaneGeometry` for a prior's answer: planes, frontal features if any, and with `detail` its grid."""
     features = planes[1:-1] if detail else planes[1:]
     settings = {
         "radius": radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
         "hidden": weights.hidden_weight.shape[0], "frontal_layers": sum(grid.shape[3] for grid in features),
     }  # fmt: skip
+    if frame.layout != "own":
+        levels = planes[:-1] if detail else planes
+        settings |= {
+            "frontal_layers": 0, "levels": 1 if frame.layout == "spherehead" else len(levels),
+            "depth": planes[0].shape[3] if planes[0].ndim == 6 else 1, "plane_layout": frame.layout,
+            "plane_radius": frame.radius, "plane_centre": list(frame.centre), "plane_crop": frame.crop,
+            "density_scale": frame.density_scale, "detail_resolution": 0,
+        }  # fmt: skip
     if detail:
         settings |= {"detail_resolution": planes[-1].shape[-1], "detail_depth": planes[-1].shape[3]}
     return settings
@@ -41,6 +43,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
     Parameters: ``planes``, a list of (1,3,C,R,R) or (1,3,C,D,R,R), and ``decoder``, see `ops.triplane.DecoderWeights`.
     After them may come two grids over (x, y) alone: features with a few layers along depth (1,1,C,L,R,R), which tell
     front from back, and the detail that a photograph adds to the decoder's raw density and colour (1,1,4,D,R,R).
+    Planes of published priors have their own axes, frame and colours, see `ops.plane_layouts`.
     With `restoration_resolution` there is a grid over the whole box, ``restoration`` (1,1,4,R,R,R), that adds to raw
     density and colour as far as ``restoration_gate`` (1,1,1,R,R,R), a buffer in [0, 1], lets it: the part that later
     stages may change. Fresh it is zero, and its gate open.
@@ -59,6 +62,11 @@ class TriplaneGeometry(BaseImplicitGeometry):
         detail_resolution: int = 0  # edge of the frontal grid of detail in texels; 0 is no such grid
         detail_depth: int = 8  # layers of the detail grid, at least 2
         restoration_resolution: int = 0  # edge of the grid that later stages may change, in voxels; 0 is no such grid
+        plane_layout: str = "own"  # own, or that of a published prior: eg3d, panohead, spherehead or pyramid
+        plane_radius: float = 0.0  # half edge of the cube that the planes span, scene units; 0 is radius
+        plane_centre: list = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of that cube, head frame, scene units
+        plane_crop: float = 0.0  # nothing where |x| or |z| from that centre exceeds this, scene units; 0 is no limit
+        density_scale: float = 1.0  # factor on density: 1 / s for planes trained in units s times as large as ours
         hidden: int = 64  # width of the decoder
         init_std: float = 0.1  # standard deviation of fresh planes
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
@@ -73,6 +81,16 @@ class TriplaneGeometry(BaseImplicitGeometry):
             for key in ("frontal_layers", "detail_resolution", "restoration_resolution"):
                 if getattr(self, key) < 0:
                     raise UsageError(f"geometry.{key} must be at least 0, got {getattr(self, key)}.")
+            if self.plane_layout not in LAYOUTS:
+                raise UsageError(
+                    f"geometry.plane_layout must be one of {', '.join(LAYOUTS)}, got '{self.plane_layout}'."
+                )
+            if len(self.plane_centre) != 3 or min(self.plane_radius, self.plane_crop) < 0 or self.density_scale <= 0:
+                raise UsageError(
+                    "geometry.plane_centre must be three numbers, plane_radius and plane_crop at least 0, "
+                    f"density_scale above 0, got {list(self.plane_centre)}, {self.plane_radius}, {self.plane_crop}, "
+                    f"{self.density_scale}."
+                )
             if self.resolution % 2 ** (self.levels - 1):
                 raise UsageError(
                     f"geometry.resolution {self.resolution} cannot be halved {self.levels - 1} times for "
@@ -88,6 +106,10 @@ class TriplaneGeometry(BaseImplicitGeometry):
     def configure(self, *args: Any, **kwargs: Any) -> None:
         """Make fresh planes and decoder weights from the seed."""
         super().configure()
+        self.frame = PlaneFrame(
+            self.cfg.plane_layout, self.cfg.plane_radius or self.cfg.radius, tuple(self.cfg.plane_centre),
+            self.cfg.plane_crop, self.cfg.density_scale,
+        )  # fmt: skip
         generator = torch.Generator().manual_seed(self.cfg.seed)
         shapes = self.plane_shapes()
         planes = [torch.randn(shape, generator=generator) * self.cfg.init_std for shape in shapes]
@@ -108,6 +130,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
             return (1, planes, self.cfg.channels, *([depth] if depth > 1 else []), size, size)
 
         shapes = [shape(3, self.cfg.depth, self.cfg.resolution // 2**level) for level in range(self.cfg.levels)]
+        if self.cfg.plane_layout == "spherehead":
+            shapes = shapes[:1] * 2  # the front and the back sphere
         detail, layers = self.cfg.detail_resolution, self.cfg.frontal_layers
         if layers:
             shapes.append((1, 1, self.cfg.channels, layers, self.cfg.resolution, self.cfg.resolution))
@@ -150,20 +174,21 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
     def _raw(self, points: Tensor, limited: bool = True) -> Tensor:
         """Raw density and colour (N,4) at world points (N,3); `limited`: density in the range of `add_detail`."""
-        coords = world_to_head(points)[None] / self.cfg.radius
+        head = world_to_head(points)[None]
         planes = list(self.planes)
         grids = [planes.pop()] if self.cfg.detail_resolution else []
         if self.restoration is not None:
             gain = self.restoration.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
             grids.append(self.restoration * (self.restoration_gate * gain))
-        raw = decode_raw(sample_planes(planes, coords), self.decoder_weights())
+        raw = self.frame.raw(planes, self.decoder_weights(), head)
         if grids:
+            coords = head / self.cfg.radius
             extra = sum(sample_planes(grid, coords, reduce="sum") for grid in grids)
             raw = add_detail(raw, extra) if limited else raw + extra
         return raw[0]
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
-        density = density_activation(raw[..., :1])
+        density = self.frame.density(raw[..., :1], world_to_head(points))
         return torch.where(inside_cylinder(points, self.cfg.radius), density, torch.zeros_like(density))
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
@@ -178,7 +203,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         """
         flat = points.reshape(-1, 3)
         raw = self._raw(flat)
-        out = {"density": self._density(raw, flat), "features": colour_activation(raw[..., 1:4])}
+        out = {"density": self._density(raw, flat), "features": self.frame.colour(raw[..., 1:4])}
         if output_normal:
             gradient = self._analytic_gradient if self.cfg.normal_type == "analytic" else self._difference_gradient
             normal = -nn.functional.normalize(gradient(flat), dim=-1)

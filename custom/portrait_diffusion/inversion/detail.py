@@ -15,12 +15,12 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from ..ops.cameras import head_to_world, project_points, world_to_head
+from ..ops.plane_layouts import PlaneFrame
 from ..ops.smoothstep import smoothstep
 from ..ops.triplane import (
     DecoderWeights,
     add_detail,
     colour_activation,
-    decode,
     decode_raw,
     density_activation,
     sample_planes,
@@ -58,22 +58,28 @@ class FrontalSurface:
         return FrontalSurface(*F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)[0])
 
 
-def field_of(planes: list, weights: DecoderWeights, radius: float):
-    """Field function (world points -> density, colour) of a pyramid of planes."""
+def field_of(planes: list, weights: DecoderWeights, radius: float, frame: PlaneFrame | None = None):
+    """Field function (world points -> density, colour) of a pyramid of planes.
+
+    Args: frame: of planes of a published prior; None is our own planes over the box of half edge `radius`.
+    """
+    frame = frame or PlaneFrame(radius=radius)
 
     def field(points: Tensor) -> tuple:
-        return decode(sample_planes(planes, world_to_head(points) / radius), weights)
+        return frame.field(planes, weights, world_to_head(points))
 
     return field
 
 
 @torch.no_grad()
 def frontal_surface(
-    planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor
+    planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor,
+    frame: PlaneFrame | None = None,
 ) -> FrontalSurface:
     """Render depth, opacity and facing of the prior for the photo's camera. rays (1, S, S, 3)."""
     size = rays_o.shape[1]
-    out = render_rays(field_of(planes, weights, radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
+    field = field_of(planes, weights, radius, frame)
+    out = render_rays(field, rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
     opacity = out["opacity"].view(size, size)
     depth = out["depth"].view(size, size)
     solid = (opacity > 0.5).numpy() if opacity.device.type == "cpu" else (opacity > 0.5).cpu().numpy()

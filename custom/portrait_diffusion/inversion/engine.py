@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
+from ..ops.plane_layouts import OWN_FRAME
 from ..ops.triplane import DETAIL_GAIN
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
@@ -39,6 +40,8 @@ class Inversion:
         checkpoint: file to resume from and to write to; None keeps nothing.
         on_step: called with (stage, step, steps, losses) after every step.
     """
+
+    frame = OWN_FRAME
 
     def __init__(
         self, prior: BundledPrior, target: Target, camera: PhotoCamera, cfg: InversionConfig,

@@ -70,6 +70,9 @@ class PortraitSystem(BaseLift3DSystem):
         keys = ("stages", "geometry", "inversion", "renderer")
         plain = {key: config_to_primitive(getattr(self.cfg, key)) for key in keys}
         self.schedule = Schedule(plain["stages"])
+        kind = config_to_primitive(self.cfg.prior).get("type", "bundled")
+        if kind != "bundled":
+            raise UsageError(f"portrait-diffusion-system starts from the bundled prior; system.prior.type is '{kind}'.")
         self._check_losses()
         self._inversion = InversionConfig(**plain["inversion"])
         if self.cfg.init:

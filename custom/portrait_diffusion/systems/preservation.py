@@ -22,7 +22,8 @@ def restoration_gate(geometry, camera, thickness: float) -> Tensor:
         planes = planes[:-1]
     device = planes[0].device
     rays_o, rays_d = (r.to(device) for r in camera.rays(SURFACE_SIZE))
-    surface = frontal_surface(planes, geometry.decoder_weights(), geometry.cfg.radius, rays_o, rays_d)
+    weights, radius = geometry.decoder_weights(), geometry.cfg.radius
+    surface = frontal_surface(planes, weights, radius, rays_o, rays_d, geometry.frame)
     shape = tuple(geometry.restoration.shape[-3:])
     pose = tuple(x.to(device) for x in camera.pose())
     return 1 - visibility_gate(surface, pose, shape, geometry.cfg.radius, thickness, device)[:, :, 1:2]

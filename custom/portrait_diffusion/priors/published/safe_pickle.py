@@ -1,0 +1,251 @@
+"""Reading the published pickles without running anything that is in them.
+
+The files are plain pickles of PyTorch modules whose classes carry their own source, which the authors' reader executes.
+Here every global must be on `ALLOWED`; classes become inert records that keep what the pickle hands them, and embedded
+source stays text. Storages are nested legacy PyTorch pickles, read by `storages`. Sizes are checked before memory is
+asked for.
+"""
+import collections
+import io
+import pickle
+import pickletools
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ...errors import UsageError
+from .storages import StorageReader
+
+ADVICE = "download the file again from the place that docs/priors.md names"
+SOURCE = "give a file listed in docs/priors.md"
+
+
+class Refused(Exception):
+    """A pickle asks for something that no published file needs; the message is the reason, without the file's name."""
+
+
+class Record:
+    """An object of a foreign class: its name, its arguments, its state. It has no behaviour."""
+
+    origin = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
+        record = super().__new__(cls)
+        record.args, record.state = args, None
+        return record
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self):
+        raise TypeError("Records of foreign objects are not meant to be written.")
+
+
+class Held:
+    """A tensor or a storage while the pickle is read: it has nothing that an opcode could call."""
+
+    __slots__ = ("tensor", "is_storage")
+
+    def __init__(self, tensor: torch.Tensor, is_storage: bool = False):
+        self.tensor, self.is_storage = tensor, is_storage
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("a tensor comes with a state, which no published file has")
+
+
+class _Call:
+    """A stand-in function that a pickle may call, and cannot change."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("a function comes with a state, which no published file has")
+
+
+class Plain(dict):
+    """Stand-in of ``dnnlib.util.EasyDict``: a dictionary, and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
+def record_class(name: str) -> type[Record]:
+    """A class of records for foreign objects of the class `name`."""
+    return type("Record", (Record,), {"origin": name})
+
+
+def _persistent(meta: Any) -> Record:
+    """Stand-in of ``torch_utils.persistence._reconstruct_persistent_obj``: keeps name and state, ignores the source."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise Refused("a persistent object is not in the published form")
+    record = Record()
+    record.origin, record.state = str(meta.get("class_name"))[:200], meta["state"]
+    return record
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Held:
+    """Stand-in of ``torch._utils._rebuild_tensor_v2``: a view of a storage, never beyond it, never expanded."""
+    if not isinstance(storage, Held) or not storage.is_storage:
+        raise Refused("a tensor is made of something that is no storage")
+    storage = storage.tensor
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride) or len(size) > 16:
+        raise Refused("a tensor has a malformed shape")
+    numbers = (offset, *size, *stride)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= storage.numel() for n in numbers):
+        raise Refused(f"a tensor of shape {str(size)[:60]} does not fit its storage of {storage.numel()} numbers")
+    count = 1
+    for n in size:
+        count *= n
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride))
+    if count > storage.numel() or (count and last >= storage.numel()):
+        raise Refused(f"a tensor of shape {str(size)[:60]} does not fit its storage of {storage.numel()} numbers")
+    return Held(torch.as_strided(storage, size, stride, offset))
+
+
+def _parameter(data: Any, *rest: Any) -> Held:
+    """Stand-in of ``torch._utils._rebuild_parameter``."""
+    if not isinstance(data, Held) or data.is_storage:
+        raise Refused("a parameter is made of something that is no tensor")
+    return data
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    """Stand-in of ``_codecs.encode``, which protocol 2 uses for bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise Refused("text is encoded in a way that no published file uses")
+    return text.encode("latin1")
+
+
+_NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "b1": "?", "u1": "B"}
+
+
+def _number(dtype: Any, data: Any = b"") -> float | int:
+    """Stand-in of ``numpy.core.multiarray.scalar``: a little-endian number."""
+    code = dtype.args[0] if isinstance(dtype, Record) and dtype.args else None
+    form = _NUMBERS.get(code.lstrip("<|=") if isinstance(code, str) else None)
+    if form is None or not isinstance(data, bytes) or len(data) != struct.calcsize(form):
+        raise Refused("a NumPy number is malformed")
+    return struct.unpack("<" + form, data)[0]
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """(module, name) of every global that published files name, with what takes its place."""
+    table: dict[tuple[str, str], Any] = {
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
+        ("dnnlib.util", "EasyDict"): Plain,
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
+        ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
+        ("_codecs", "encode"): _Call(_encoded),
+        ("builtins", "set"): set,
+        ("__builtin__", "set"): set,
+        ("torch", "float32"): torch.float32,
+        ("torch", "Size"): tuple,
+    }
+    for package in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        table[package, "scalar"] = _Call(_number)
+        table[package, "_reconstruct"] = record_class("numpy._reconstruct")
+    inert = {
+        "numpy": ["dtype", "ndarray"],
+        "torch.nn.modules.container": ["Sequential"],
+        "torch.nn.modules.activation": ["Softplus"],
+        "training.volumetric_rendering.ray_sampler": ["RaySampler"],
+        "training.volumetric_rendering.renderer": ["ImportanceRenderer"],
+        "training.volumetric_rendering.ray_marcher": ["MipRayMarcher2"],
+        "training.triplane": ["OSGDecoder"],
+        "training.smpl_triplane": ["GPoseBranch", "OSGDecoder"],
+        "training.aligned_smpl": ["AlignedSMPL"],
+        "smplx.body_models": ["SMPL"],
+        "smplx.vertex_joint_selector": ["VertexJointSelector"],
+    }
+    for module, names in inert.items():
+        for name in names:
+            table[module, name] = record_class(f"{module}.{name}")
+    return table
+
+
+ALLOWED = _allowed()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Pickle reader that knows `ALLOWED` and storages, and nothing else."""
+
+    def __init__(self, file: BinaryIO, storages: StorageReader):
+        super().__init__(file)
+        self.storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _Call(lambda data: Held(self.storages.load(data), is_storage=True))
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
+        if module.startswith("dnnlib.tflib"):
+            raise Refused("it is a TensorFlow network, of StyleGAN2's time before PyTorch")
+        raise Refused(f"it asks for '{f'{module}.{name}'[:120]}', which no published file does")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused("it refers to objects outside the file")
+
+
+_EXTENSIONS = {"EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "BINPERSID", "INST", "OBJ"}
+
+
+def check_opcodes(file: BinaryIO, limit: int = 2_000_000) -> None:
+    """Walk through a pickle without building anything.
+
+    Raises: Refused for opcodes that no published file has, for a memo number that would ask for memory, for too many
+        opcodes; ValueError or EOFError where the pickle is cut off or is none.
+    """
+    highest = count = 0
+    for code, argument, _ in pickletools.genops(file):
+        count += 1
+        if code.name in _EXTENSIONS:
+            raise Refused(f"it uses the opcode {code.name}, which no published file does")
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            highest = max(highest, int(argument))
+        if count > limit or highest > count:
+            raise Refused("its list of objects is larger than any published file's")
+
+
+def read_pickle(path: Path) -> Any:
+    """The contents of a published pickle, classes replaced by `Record`.
+
+    Raises: UsageError, one sentence: a cut-off file, a global that is not on the list, a tensor that does not fit.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            check_opcodes(file)
+            file.seek(0)
+            return _Unpickler(file, StorageReader(budget=size)).load()
+    except (Refused, StorageReader.Malformed) as error:
+        raise UsageError(f"{path} was not opened: {error}; {SOURCE}.") from error
+    except (EOFError, pickle.UnpicklingError, ValueError, IndexError, struct.error) as error:
+        raise UsageError(
+            f"{path} ({size} bytes) is cut off or no checkpoint ({_first(error)}); {ADVICE} and compare its SHA-256."
+        ) from error
+    except (TypeError, AttributeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path} is no well-formed checkpoint ({_first(error)}); {SOURCE}.") from error
+
+
+def read_pickle_bytes(data: bytes, budget: int) -> Any:
+    """As `read_pickle`, of bytes, without turning errors into sentences: for tests."""
+    check_opcodes(io.BytesIO(data))
+    return _Unpickler(io.BytesIO(data), StorageReader(budget)).load()
+
+
+def _first(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text[:120]

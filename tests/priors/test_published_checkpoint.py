@@ -1,0 +1,263 @@
+"""Published files are read whole, strictly, and without running anything in them."""
+import io
+import json
+import pickle
+import struct
+from collections import OrderedDict
+
+import pytest
+import torch
+from portrait_diffusion import cli
+from portrait_diffusion.errors import UsageError
+from portrait_diffusion.priors.published import convert, families
+from portrait_diffusion.priors.published.checkpoint import open_checkpoint
+from portrait_diffusion.priors.published.convert import generator_of
+from portrait_diffusion.priors.published.sizes import FAMILIES
+
+from priors.published_pickles import (
+    EG3D_PLANE_AXES,
+    Bytes,
+    Persistent,
+    installed,
+    published_object,
+    storage_bytes,
+    write_published,
+)
+from priors.published_samples import random_state, tiny_sizes
+
+
+def one_sentence(error: UsageError) -> str:
+    text = str(error)
+    assert "\n" not in text and text.endswith(".") and len(text) < 400, text
+    return text
+
+
+def refused(path) -> str:
+    with pytest.raises(UsageError) as caught:
+        open_checkpoint(path)
+    return one_sentence(caught.value)
+
+
+def dump(path, value) -> None:
+    with installed(), open(path, "wb") as file:
+        pickle.dump(value, file, protocol=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tensors_come_back_bit_for_bit(family, protocol, tmp_path):
+    sentinel = tmp_path / "ran"
+    source = f"open({str(sentinel)!r}, 'w').close()\nraise SystemExit('ran')\n"
+    state = write_published(tmp_path / "net.pkl", family, source, protocol)
+    found = open_checkpoint(tmp_path / "net.pkl", family)
+    assert not sentinel.exists()
+    assert found.family == family and found.raw_resolution == 8 and found.state.keys() == state.keys()
+    assert all(torch.equal(found.state[key], value) for key, value in state.items())
+    assert found.arguments["ray_start"] > 2 and not found.name
+    assert not any("axes" in note for note in found.notes)
+    generator = generator_of(found)
+    assert generator.sizes == tiny_sizes(family)
+    assert generator.options.box_warp == (0.7 if family == "pyramid" else 1.0)
+
+
+def test_planes_with_other_axes_are_noticed(tmp_path):
+    write_published(tmp_path / "net.pkl", "panohead", axes=EG3D_PLANE_AXES)
+    assert any("axes" in note for note in open_checkpoint(tmp_path / "net.pkl").notes)
+
+
+def test_a_bare_generator_is_accepted(tmp_path):
+    with installed():
+        value = published_object("eg3d", random_state(tiny_sizes("eg3d")))["G_ema"]
+        (tmp_path / "tuned.pkl").write_bytes(pickle.dumps(value, protocol=4))
+    assert open_checkpoint(tmp_path / "tuned.pkl").family == "eg3d"
+
+
+class Hostile:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_code_in_the_pickle_does_not_run(tmp_path):
+    import os
+
+    sentinel = tmp_path / "ran"
+    for function, arguments in ((os.system, (f"touch {sentinel}",)), (eval, (f"open({str(sentinel)!r}, 'w')",)),
+                                (getattr, ("", "join")), (torch.load, (str(sentinel),))):  # fmt: skip
+        value = published_object("eg3d", random_state(tiny_sizes("eg3d")))
+        value["augment_pipe"] = Hostile(function, *arguments)
+        dump(tmp_path / "net.pkl", value)
+        assert "which no published file does" in refused(tmp_path / "net.pkl")
+    assert not sentinel.exists()
+
+
+def test_code_in_a_nested_storage_does_not_run(tmp_path):
+    import os
+
+    sentinel = tmp_path / "ran"
+    nested = pickle.dumps(Hostile(os.system, f"touch {sentinel}"), protocol=2)
+    whole = io.BytesIO()
+    torch.save(Hostile(os.system, f"touch {sentinel}"), whole, _use_new_zipfile_serialization=False)
+    zipped = io.BytesIO()
+    torch.save(Hostile(os.system, f"touch {sentinel}"), zipped)
+    for data in (nested, whole.getvalue(), zipped.getvalue(), b"", b"\x80"):
+        value = published_object("eg3d", random_state(tiny_sizes("eg3d")))
+        value["augment_pipe"] = Bytes(data)
+        dump(tmp_path / "net.pkl", value)
+        assert "storage" in refused(tmp_path / "net.pkl") or "asks for" in refused(tmp_path / "net.pkl")
+    assert not sentinel.exists()
+
+
+def test_a_claim_of_more_numbers_than_bytes_asks_for_no_memory(tmp_path, monkeypatch):
+    data = storage_bytes(torch.zeros(3))
+    header = data[: -8 - 12]
+    bomb = header.replace(b"K\x03N", b"\x8a\x06" + (2**40).to_bytes(6, "little") + b"N")
+    assert bomb != header
+    bomb += (2**40).to_bytes(8, "little") + bytes(12)
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("torch.load saw the bomb"))
+    value = {"G_ema": Bytes(bomb)}
+    dump(tmp_path / "net.pkl", value)
+    assert "claims 1099511627776 numbers" in refused(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize(
+    "size,stride,offset",
+    [((10**6,), (0,), 0), ((4,), (1,), 0), ((3,), (1,), 1), ((2, 2), (1, 2), 0), ((-1,), (1,), 0), ((1,), (1,), -1)],
+)
+def test_views_beyond_their_storage_are_refused(size, stride, offset, tmp_path):
+    view = Hostile(torch._utils._rebuild_tensor_v2, Bytes(storage_bytes(torch.zeros(3))), offset, size, stride, False,
+                   OrderedDict())  # fmt: skip
+    dump(tmp_path / "net.pkl", {"G_ema": view})
+    assert "does not fit its storage" in refused(tmp_path / "net.pkl")
+
+
+def test_the_same_bytes_cannot_be_loaded_over_and_over(tmp_path):
+    data = storage_bytes(torch.zeros(5000))
+    dump(tmp_path / "net.pkl", {"G_ema": [Bytes(data) for _ in range(50)]})  # memoized: one copy in the file
+    assert (tmp_path / "net.pkl").stat().st_size < 25_000
+    assert "more memory than the file has bytes" in refused(tmp_path / "net.pkl")
+
+
+def test_a_memo_bomb_is_refused(tmp_path):
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")
+    assert "larger than any published" in refused(tmp_path / "net.pkl")
+
+
+def test_tensors_and_functions_take_no_state(tmp_path):
+    tensor = torch.zeros(3)
+
+    class WithState:
+        def __init__(self, base, state):
+            self.base, self.state = base, state
+
+        def __reduce__(self):
+            function, arguments = self.base.__reduce_ex__(2)[:2]
+            return function, arguments, self.state
+
+    dump(tmp_path / "net.pkl", {"G_ema": WithState(tensor, (tensor, 0, (10**9,), (1,)))})
+    assert "a tensor comes with a state" in refused(tmp_path / "net.pkl")
+    on_function = b"\x80\x04ctorch._utils\n_rebuild_parameter\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00xs\x86b."
+    (tmp_path / "net.pkl").write_bytes(on_function)
+    assert "a function comes with a state" in refused(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.999])
+def test_cut_off_files(share, tmp_path):
+    write_published(tmp_path / "net.pkl", "eg3d")
+    data = (tmp_path / "net.pkl").read_bytes()
+    (tmp_path / "cut.pkl").write_bytes(data[: int(share * len(data))])
+    assert "cut off" in refused(tmp_path / "cut.pkl")
+
+
+def test_other_files_are_named(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
+    assert "zip archive" in refused(tmp_path / "weights.pth")
+    (tmp_path / "page.pkl").write_text("<html>quota exceeded</html>")
+    assert "no checkpoint" in refused(tmp_path / "page.pkl")
+    (tmp_path / "old.pkl").write_bytes(b"\x80\x03cdnnlib.tflib.network\nNetwork\n.")
+    assert "TensorFlow" in refused(tmp_path / "old.pkl")
+    assert "does not exist" in refused(tmp_path / "none.pkl")
+    dump(tmp_path / "dict.pkl", {"G_ema": {"a": 1}})
+    assert "holds no generator" in refused(tmp_path / "dict.pkl")
+
+
+def test_damaged_networks_are_refused(tmp_path):
+    state = random_state(tiny_sizes("panohead"))
+    broken = state | {"torgb.weight": torch.full_like(state["torgb.weight"], torch.nan)}
+    write_published(tmp_path / "nan.pkl", "panohead", state=broken)
+    assert "not finite" in refused(tmp_path / "nan.pkl")
+    fewer = {k: v for k, v in state.items() if k != "bcg_synthesis.b8.conv0.bias"}
+    write_published(tmp_path / "fewer.pkl", "panohead", state=fewer)
+    with pytest.raises(UsageError, match="lacks 'bcg_synthesis.b8.conv0.bias'") as caught:
+        generator_of(open_checkpoint(tmp_path / "fewer.pkl"))
+    one_sentence(caught.value)
+    other = state | {"superresolution.block0.resample_filter": torch.ones(4, 4) / 16}
+    write_published(tmp_path / "filter.pkl", "panohead", state=other)
+    with pytest.raises(UsageError, match="not the filter"):
+        generator_of(open_checkpoint(tmp_path / "filter.pkl"))
+    nested = Persistent("A", {"_modules": {}}, "")
+    for _ in range(50):
+        nested = Persistent("A", {"_modules": {"a": nested}}, "")
+    dump(tmp_path / "deep.pkl", {"G_ema": nested})
+    assert "deeper" in refused(tmp_path / "deep.pkl")
+
+
+def test_the_family_must_be_the_one_asked_for(tmp_path):
+    write_published(tmp_path / "net.pkl", "eg3d")
+    with pytest.raises(UsageError, match=r"prior\.type is 'panohead'"):
+        open_checkpoint(tmp_path / "net.pkl", "panohead")
+
+
+def test_checksums_name_published_files(tmp_path, monkeypatch):
+    write_published(tmp_path / "net.pkl", "eg3d")
+    found = open_checkpoint(tmp_path / "net.pkl")
+    assert any("SHA-256" in note for note in found.notes)
+    monkeypatch.setitem(families.FACTS["eg3d"].files, found.sha256, "published.pkl")
+    again = open_checkpoint(tmp_path / "net.pkl")
+    assert again.name == "published.pkl" and not again.notes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_converting(family, tmp_path, capsys):
+    state = write_published(tmp_path / "net.pkl", family)
+    assert cli.main(["convert-prior", str(tmp_path / "net.pkl")]) == 0
+    said = capsys.readouterr().out
+    facts = json.loads((tmp_path / "net.json").read_text())
+    assert facts["family"] == family and facts["sha256"] in said and facts["licence"] in said
+    published, converted = open_checkpoint(tmp_path / "net.pkl"), open_checkpoint(tmp_path / "net.safetensors", family)
+    assert converted.sha256 == published.sha256 and converted.arguments == published.arguments
+    assert converted.raw_resolution == 8
+    assert all(torch.equal(converted.state[key], value) for key, value in state.items())
+    assert generator_of(converted).options == generator_of(published).options
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.pkl", "net.safetensors"]
+
+
+def test_converting_leaves_nothing_of_a_bad_file(tmp_path, capsys, monkeypatch):
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04N.")
+    assert cli.main(["convert-prior", str(tmp_path / "net.pkl")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    write_published(tmp_path / "net.pkl", "eg3d")
+    assert cli.main(["convert-prior", str(tmp_path / "net.pkl"), "--out", str(tmp_path / "net.bin")]) == 2
+    monkeypatch.setattr(convert, "write_text", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["convert-prior", str(tmp_path / "net.pkl"), "--out", str(tmp_path / "b.safetensors")]) == 130
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_converted_files_are_checked(tmp_path):
+    from safetensors.torch import save_file
+
+    write_published(tmp_path / "net.pkl", "eg3d")
+    cli.main(["convert-prior", str(tmp_path / "net.pkl")])
+    data = (tmp_path / "net.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:-5])
+    assert "no readable safetensors" in refused(tmp_path / "cut.safetensors")
+    (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    assert "no readable safetensors" in refused(tmp_path / "bomb.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "convert-prior" in refused(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", {"kind": "published-prior", "facts": "[]"})
+    assert "header" in refused(tmp_path / "other.safetensors")
