@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "custom"))
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.data.portrait import PortraitDataConfig  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
-from portrait_diffusion.pipeline import PipelineConfig  # noqa: E402
+from portrait_diffusion.settings import PipelineConfig  # noqa: E402
 from portrait_diffusion.systems.portrait import ExtraGuidance, PortraitSystem  # noqa: E402
 from portrait_diffusion.systems.stages import StageConfig  # noqa: E402
 

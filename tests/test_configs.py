@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 from portrait_diffusion import host
-from portrait_diffusion.pipeline import PortraitPipeline, load_pipeline_config
+from portrait_diffusion.pipeline import PortraitPipeline
+from portrait_diffusion.settings import load_pipeline_config
 from portrait_diffusion.systems.stages import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]

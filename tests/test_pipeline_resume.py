@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from portrait_diffusion import pipeline as module
 from portrait_diffusion.errors import EnvironmentProblem
-from portrait_diffusion.pipeline import PortraitPipeline, PriorConfig, run_key, weights_sha256
+from portrait_diffusion.pipeline import PortraitPipeline, run_key, weights_sha256
+from portrait_diffusion.settings import PriorConfig
 from priors.samples import save_tiny_prior
 
 PHOTO = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"

@@ -12,9 +12,9 @@ import requests
 import yaml
 from portrait_diffusion import cli, remote
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
-from portrait_diffusion.pipeline import load_pipeline_config
 from portrait_diffusion.remote import check_paths, https_url, outside_paths
 from portrait_diffusion.schema import MAX_BYTES
+from portrait_diffusion.settings import load_pipeline_config
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMUNITY = sorted((ROOT / "configs" / "community").glob("*.yaml"))

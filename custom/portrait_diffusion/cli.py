@@ -266,8 +266,8 @@ def fetch_shared(text: str):
 
     Raises: UsageError, EnvironmentProblem.
     """
-    from .pipeline import load_pipeline_config
     from .remote import check_paths, fetch_config
+    from .settings import load_pipeline_config
 
     found = fetch_config(text)
     _, plain = load_pipeline_config(found.content)
@@ -283,7 +283,7 @@ def is_remote(text: str | None) -> bool:
 def made_elsewhere(pipeline) -> list[str]:
     """What differs from where a shared configuration was made."""
     from .export.made_with import differences
-    from .pipeline import prior_paths
+    from .settings import prior_paths
 
     return differences(pipeline.raw_config, dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior))))
 
@@ -358,7 +358,7 @@ def render_command(argv: Sequence[str]) -> int:
     from . import host
     from .export.renders import ViewRenderer
     from .export.views import view_directions, write_view
-    from .pipeline import PortraitResult
+    from .result import PortraitResult
 
     directions = view_directions(args.azimuths, args.elevations)
     host.set_device(args.device)
@@ -462,7 +462,7 @@ def models_command(argv: Sequence[str]) -> int:
     check_words(args.overrides)
     source = find_config(args.config)
     from .models import get_models
-    from .pipeline import load_pipeline_config
+    from .settings import load_pipeline_config
 
     _, plain = load_pipeline_config(source, args.overrides)
     done = get_models(plain["system"], print, lambda question: confirmed(question, args.yes))

@@ -24,6 +24,7 @@ PACKAGES = (
     ("torch", "torch", "", True),
     ("numpy", "numpy", "", True),
     ("omegaconf", "omegaconf", "", True),
+    ("requests", "requests", "", True),
     ("rich", "rich", "", True),
     ("PIL", "pillow", "photo", True),
     ("cv2", "opencv-python-headless", "photo", True),

@@ -4,324 +4,31 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
-from . import host, schema
+from . import host
 from .errors import UsageError
-from .export.bundle import ExportConfig, ExportResult, PhotoInfo, export_all
-from .export.fields import FieldFns
-from .export.made_with import differences
-from .files import atomic_path, sha256_file, write_text
+from .files import sha256_file, write_text
 from .geometry.triplane import settings_for
 from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
-from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
 from .inversion.published import PublishedFit
-from .inversion.published_config import PublishedFitConfig
 from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
-from .ops.cameras import canonical_fovy, orbit_c2w
 from .optional import require
 from .photo.prepare import PreparedPhoto, prepare_photo
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
-from .priors.published.sizes import FAMILIES
-from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
+from .result import PortraitResult, Progress, assemble, render_preview, save_preview
+from .settings import PipelineConfig, PriorConfig, load_pipeline_config, prior_paths
 from .systems.stages import Schedule
 
 log = logging.getLogger("portrait_diffusion")
-Progress = Callable[[str, int, int, dict], None]
-DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
-
-
-@dataclass
-class DataConfig:
-    """The photo and how it is prepared."""
-
-    image_path: str = ""
-    """Photo to start from; the command line's --image sets it."""
-    size: int = 512
-    """Side of the canonical crop, pixels."""
-    matte: str = "auto"
-    """auto (own alpha, else the network), network, grabcut or none."""
-    aligned: bool = False
-    """The image already is a canonical crop."""
-
-
-@dataclass
-class PriorConfig:
-    """Which prior, and its weights; for the bundled one empty paths are the shipped files."""
-
-    checkpoint: str = ""
-    """Generator weights: .safetensors, for a published prior also the authors' .pkl."""
-    encoder: str = ""
-    """Encoder weights (.safetensors); the bundled prior alone has one."""
-    type: str = "bundled"
-    """bundled, or a published GAN whose file you bring: eg3d, panohead, spherehead, pyramid (docs/priors.md)."""
-
-    def __post_init__(self):
-        if self.type not in ("bundled", *FAMILIES):
-            raise ValueError(f"prior.type must be one of bundled, {', '.join(FAMILIES)}, got '{self.type}'")
-        if self.type != "bundled" and not self.checkpoint:
-            raise ValueError(
-                f"prior.type '{self.type}' needs prior.checkpoint, the path of its file; weights are never downloaded, "
-                "docs/priors.md says where to get them"
-            )
-
-
-@dataclass
-class SystemConfig:
-    """The modules of the head."""
-
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    """Which GAN prior, and its weights."""
-    inversion: InversionConfig = field(default_factory=InversionConfig)
-    """How the bundled prior is fitted to the photo."""
-    published_fit: PublishedFitConfig = field(default_factory=PublishedFitConfig)
-    """How a published prior is fitted to the photo."""
-    geometry_type: str = "portrait-diffusion-triplane"
-    """Registered name of the class that holds density and colour."""
-    geometry: dict = field(default_factory=dict)
-    """Keys of that class."""
-    renderer_type: str = "portrait-diffusion-volume-renderer"
-    """Registered name of the class that renders them."""
-    renderer: dict = field(default_factory=dict)
-    """Keys of that class."""
-    stages: dict = field(default_factory=dict)
-    """Stages after the initialization, `restore` and `refine`: keys of `systems.stages.StageConfig`; default: none."""
-    guidance_type: str = ""
-    """Registered name of the guidance of the stages."""
-    guidance: dict = field(default_factory=dict)
-    """Keys of that class."""
-    extra_guidances: list = field(default_factory=list)
-    """More guidances: sections with type, guidance, weight, stages, prompt_processor_type and prompt_processor."""
-    optimizer: dict = field(default_factory=lambda: {
-        "name": "Adam", "args": {"lr": 0.02, "betas": [0.9, 0.99]}, "params": {"geometry.restoration": {}},
-    })  # fmt: skip
-    """Optimizer of the stages: name, args and, by attribute path, params."""
-    restoration_resolution: int = 96
-    """Edge of the grid that the stages change, voxels."""
-    detail_preservation: bool = True
-    """Close that grid where the photo shows the head; false leaves it open."""
-    preservation_thickness: float = 0.05
-    """How far behind the visible surface it is closed, scene units."""
-    exporter: ExportConfig = field(default_factory=ExportConfig)
-    """What is written at the end, and in which sizes."""
-    made_with: dict = field(default_factory=dict)
-    """In a shared configuration (share.yaml): version, hashes of weights, revisions of models. A run compares them."""
-
-    def __post_init__(self):
-        kind = self.prior.get("type", "bundled") if isinstance(self.prior, Mapping) else self.prior.type
-        if Schedule(self.stages).total and kind != "bundled":
-            raise ValueError(f"stages after the initialization need prior.type 'bundled' so far, got '{kind}'")
-
-
-@dataclass
-class PipelineConfig:
-    """Everything about a run."""
-
-    name: str = "portrait-mini"
-    """Name of the configuration; a part of the default output folder."""
-    description: str = ""
-    """What the configuration is for; kept with the results, without any effect."""
-    tag: str = ""
-    """Free label of a run; kept with the results, without any effect."""
-    seed: int = 0
-    """Seed of every random choice."""
-    preview_every: int = 100
-    """Steps of a stage between pictures of the head (save/STAGE-STEP.png: front, sides, back); 0 makes none."""
-    exp_root_dir: str = "outputs"
-    """Runs go to EXP_ROOT_DIR/NAME/IMAGE unless an output folder is given."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The photo and how it is prepared."""
-    system: SystemConfig = field(default_factory=SystemConfig)
-    """The modules of the head."""
-
-
-def _typed(cls: type, section: Any) -> Any:
-    """A dataclass from a plain section, nested ones included."""
-    values = {}
-    for f in cls.__dataclass_fields__.values():
-        if f.name in section:
-            value = section[f.name]
-            nested = f.type if isinstance(f.type, type) and hasattr(f.type, "__dataclass_fields__") else None
-            values[f.name] = _typed(nested, value) if nested else value
-    return cls(**values)
-
-
-def load_pipeline_config(source: Any = None, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, dict]:
-    """Validated configuration and its plain form. Raises UsageError naming file, key path and the nearest valid key."""
-    source = DEFAULT_CONFIG if source is None else source
-    try:
-        checked = schema.validate(source, PipelineConfig, overrides)
-    except UsageError as error:
-        reasons = _version_differences(source)
-        if not reasons:
-            raise
-        raise UsageError(f"{error} The reason may be that {reasons[0]}.") from error
-    plain = OmegaConf.to_container(checked)
-    return _typed(PipelineConfig, plain), plain
-
-
-def _version_differences(source: Any) -> list[str]:
-    """What `made_with.differences` says of a configuration that does not fit; nothing where it can't be read at all."""
-    try:
-        content = source if isinstance(source, dict) else OmegaConf.to_container(schema.read_yaml(source))
-        return differences(content, {})
-    except (UsageError, TypeError, AttributeError):
-        return []
-
-
-class PortraitResult:
-    """A finished head: geometry, renderer, the photo's camera; renders, saves, loads."""
-
-    def __init__(self, geometry, renderer, camera: PhotoCamera, raw_config: dict, prepared: PreparedPhoto | None = None,
-                 photo_sha256: str = "", curves: dict | None = None, timings: dict | None = None):  # fmt: skip
-        self.geometry, self.renderer, self.camera = geometry.eval(), renderer.eval(), camera
-        self.raw_config, self.prepared, self.photo_sha256 = raw_config, prepared, photo_sha256
-        self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
-        self.stopped = False
-
-    @property
-    def device(self) -> torch.device:
-        return self.geometry.planes[0].device
-
-    def render_fn(self, c2w: Tensor, fovy: Tensor, height: int, width: int) -> dict:
-        """RenderFn of the head: world-space camera poses to images."""
-        return self.renderer.render(c2w.to(self.device), fovy.to(self.device), height, width)
-
-    @torch.no_grad()
-    def render_input_fn(self, height: int, width: int) -> dict:
-        """The head as the photo's own camera sees it. Height and width must be equal: the crop is square."""
-        if height != width:
-            raise UsageError(f"The photo's camera is square, got {width} x {height}.")
-        rays_o, rays_d = self.camera.rays(height)
-        return self.renderer(rays_o=rays_o.to(self.device), rays_d=rays_d.to(self.device))
-
-    def field_fns(self) -> FieldFns:
-        """Density and colour of the head at world points."""
-
-        def colour(points: Tensor) -> Tensor:
-            return self.geometry.export(points)["features"]
-
-        return FieldFns(self.geometry.forward_density, colour)
-
-    def field_id(self) -> str:
-        """Hash of everything that determines the head."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.geometry.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def evaluate(self, perceptual: dict | None = None) -> dict:
-        """Metrics against the photo (see `evaluation.report_metrics`), kept for the report."""
-        from .evaluation.report_metrics import evaluate_portrait
-
-        if self.prepared is None:
-            raise UsageError("This head was loaded without its photo; metrics need the photo.")
-        self.metrics = evaluate_portrait(
-            self.render_fn, self.prepared, render_input_fn=self.render_input_fn, perceptual=perceptual
-        )
-        return self.metrics
-
-    def save(self, out_dir: str | Path, progress: Progress | None = None, overrides: Sequence[str] = (),
-             command: Sequence[str] | None = None) -> ExportResult:  # fmt: skip
-        """Write everything that people open, see `export.bundle.export_all`, and the head itself for later renders."""
-        out = Path(out_dir)
-        out.mkdir(parents=True, exist_ok=True)
-        save_head(self, out)
-        config = _typed(PipelineConfig, self.raw_config)
-        photo = None
-        if self.prepared is not None:
-            match = self.render_input_fn(config.system.exporter.render_size, config.system.exporter.render_size)
-            photo = PhotoInfo(
-                name=Path(self.raw_config["data"]["image_path"]).name, sha256=self.photo_sha256,
-                rgb=self.prepared.rgb.numpy(), alpha=self.prepared.alpha.numpy(), valid=self.prepared.valid.numpy(),
-                warnings=self.prepared.warnings, match=match["comp_rgb"][0].cpu().numpy(),
-            )  # fmt: skip
-        metrics = {k: v for k, v in self.metrics.items() if k != "reasons" and v is not None}
-        curves = {name: list(enumerate(values, 1)) for name, values in self.curves.items()}
-        tell = (lambda stage, done, total: progress(stage, done, total, {})) if progress else None
-        prior = config.system.prior
-        weights = dict(zip(("prior", "encoder"), prior_paths(prior)))
-        return export_all(
-            out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
-            overrides=overrides, metrics=metrics, seeds={"seed": config.seed}, weights=weights, timings_s=self.timings,
-            command=command, device=self.device, field_id=self.field_id(), base_dir=out, progress=tell,
-        )  # fmt: skip
-
-    @classmethod
-    def load(cls, run_dir: str | Path, device: str | None = None) -> "PortraitResult":
-        """A saved head, ready to render. Raises UsageError if the folder holds none."""
-        return load_head(Path(run_dir), device)
-
-
-HEAD_FILE = "portrait.safetensors"
-
-
-def save_head(result: PortraitResult, out: Path) -> None:
-    """Planes, decoder and the photo's camera as one safetensors file with the configuration in its header."""
-    from safetensors.torch import save_file
-
-    state = {f"geometry.{k}": v.detach().cpu().contiguous() for k, v in result.geometry.state_dict().items()}
-    state |= {f"camera.{k}": v.detach().cpu().contiguous() for k, v in result.camera.state_dict().items()}
-    header = {"config": json.dumps(result.raw_config), "geometry": json.dumps(dict(_plain(result.geometry.cfg)))}
-    with atomic_path(out / HEAD_FILE) as partial:
-        save_file(state, str(partial), metadata=header)
-
-
-def load_head(run_dir: Path, device: str | None) -> PortraitResult:
-    """Counterpart of `save_head`."""
-    from safetensors import SafetensorError, safe_open
-
-    path = run_dir / HEAD_FILE
-    if not path.is_file():
-        raise UsageError(f"{run_dir} holds no {HEAD_FILE}; give the output folder of a finished run.")
-    try:
-        with safe_open(str(path), framework="pt") as handle:
-            header = handle.metadata()
-            state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-        raw, geometry_cfg = json.loads(header["config"]), json.loads(header["geometry"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error}); run the same command again to rebuild it.") from error
-    config, _ = load_pipeline_config(raw)
-    geometry = host.find(config.system.geometry_type)(geometry_cfg)
-    geometry.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("geometry.")})
-    camera = PhotoCamera()
-    camera.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("camera.")})
-    device = torch.device(device) if device else host.get_device()
-    return _assemble(config, raw, geometry.to(device), camera)
-
-
-def _assemble(config: PipelineConfig, raw: dict, geometry, camera: PhotoCamera, **kwargs) -> PortraitResult:
-    renderer = host.find(config.system.renderer_type)(
-        config.system.renderer, geometry=geometry, material=None, background=None
-    )
-    return PortraitResult(geometry, renderer.to(geometry.planes[0].device), camera.requires_grad_(False), raw, **kwargs)
-
-
-def _plain(cfg: Any) -> dict:
-    """A structured config as plain values."""
-    return OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(vars(cfg))
-
-
-def prior_paths(prior: PriorConfig) -> tuple[Path, ...]:
-    """Files that a configuration means: generator and encoder, of a published prior its one file."""
-    if prior.type != "bundled":
-        return (Path(prior.checkpoint),)
-    from .priors.bundled import WEIGHTS
-
-    generator = Path(prior.checkpoint or WEIGHTS / "prior.safetensors")
-    return generator, Path(prior.encoder or WEIGHTS / "encoder.safetensors")
 
 
 class PortraitPipeline:
@@ -424,7 +131,7 @@ class PortraitPipeline:
 
         done = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell, look)
         trained, curves, stopped = done
-        after = _assemble(
+        after = assemble(
             self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
             photo_sha256=before.photo_sha256, curves=before.curves | curves,
             timings=before.timings | {"stages": time.perf_counter() - started},
@@ -467,7 +174,7 @@ class PortraitPipeline:
         geometry.set_decoder(weights)
         camera = PhotoCamera()
         camera.load_state_dict(fit.camera.state_dict())
-        return _assemble(self.config, raw, geometry.to(fit.device), camera, prepared=prepared, photo_sha256=sha256)
+        return assemble(self.config, raw, geometry.to(fit.device), camera, prepared=prepared, photo_sha256=sha256)
 
 
 STAGE_KEYS = (
@@ -506,26 +213,3 @@ def _sha256_of_state(path: Path, mtime_ns: int, size: int) -> str:
 def write_configs(out: Path, raw: dict) -> None:
     """configs/parsed.yaml of the run, atomically."""
     write_text(out / "configs" / "parsed.yaml", OmegaConf.to_yaml(OmegaConf.create(raw)))
-
-
-def save_png(image: Tensor, path: Path) -> None:
-    """(H, W, 3) in [0, 1] to a PNG, atomically."""
-    from PIL import Image
-
-    with atomic_path(path) as partial:
-        Image.fromarray((image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()).save(partial)
-
-
-def save_preview(prepared: PreparedPhoto, path: Path) -> None:
-    """What the preparation made of the photo: the crop, the matte, the cut-out on white."""
-    white = prepared.rgb * prepared.alpha + 1 - prepared.alpha
-    save_png(torch.cat([prepared.picture, prepared.alpha.expand(-1, -1, 3), white], dim=1), path)
-
-
-def render_preview(head: Any, path: Path, size: int = 96) -> None:
-    """A look at the head: front, both sides, back. Args: head: anything with ``renderer`` and ``device``."""
-    views = []
-    for azimuth in (0.0, 45.0, -90.0, 180.0):
-        c2w = orbit_c2w(torch.tensor([azimuth], device=head.device), torch.tensor([0.0], device=head.device))
-        views.append(head.renderer.render(c2w, canonical_fovy(c2w), size, size)["comp_rgb"][0].cpu())
-    save_png(torch.cat(views, dim=1), path)

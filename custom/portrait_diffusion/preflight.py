@@ -3,7 +3,7 @@ from .errors import EnvironmentProblem, UsageError
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .optional import require
-from .pipeline import PipelineConfig, prior_paths
+from .settings import PipelineConfig, prior_paths
 from .systems.stages import Schedule
 
 

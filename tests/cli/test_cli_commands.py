@@ -10,8 +10,8 @@ import torch
 from cli.cli_samples import LAUNCHER, PHOTO, environment, files_below, launch
 from portrait_diffusion import __version__, cli
 from portrait_diffusion.errors import OutOfMemory
-from portrait_diffusion.pipeline import load_pipeline_config
 from portrait_diffusion.progress import Quiet
+from portrait_diffusion.settings import load_pipeline_config
 
 
 def test_help_names_every_command(capsys):

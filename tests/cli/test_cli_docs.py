@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cli.cli_samples import PACKAGE, REPOSITORY
 from portrait_diffusion import cli, host
-from portrait_diffusion.pipeline import load_pipeline_config
+from portrait_diffusion.settings import load_pipeline_config
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/configuration.md")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -86,7 +86,8 @@ def test_the_python_example_is_valid_and_short():
     (example,) = blocks("python")
     compile(example, "README.md", "exec")
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
-    from portrait_diffusion.pipeline import PortraitPipeline, PortraitResult
+    from portrait_diffusion.pipeline import PortraitPipeline
+    from portrait_diffusion.result import PortraitResult
 
     for name in re.findall(r"PortraitPipeline\.(\w+)", example):
         assert hasattr(PortraitPipeline, name)

@@ -87,6 +87,6 @@ def test_the_same_seed_gives_the_same_head(finished, tmp_path):
     folder, out, _, _ = finished
     done = launch(*arguments(tmp_path / "again"), "--quiet", cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
-    from portrait_diffusion.pipeline import PortraitResult
+    from portrait_diffusion.result import PortraitResult
 
     assert PortraitResult.load(out, "cpu").field_id() == PortraitResult.load(tmp_path / "again", "cpu").field_id()

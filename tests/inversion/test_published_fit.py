@@ -8,9 +8,9 @@ from portrait_diffusion.inversion.camera import PhotoCamera
 from portrait_diffusion.inversion.published import PublishedFit, overlap, ramp
 from portrait_diffusion.inversion.published_config import PublishedFitConfig
 from portrait_diffusion.inversion.target import Target
-from portrait_diffusion.pipeline import load_pipeline_config
 from portrait_diffusion.priors.published.adapter import PublishedPrior
 from portrait_diffusion.priors.published.sizes import FAMILIES
+from portrait_diffusion.settings import load_pipeline_config
 from priors.published_pickles import write_published
 
 SETTINGS = {
@@ -150,6 +150,7 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     from pathlib import Path
 
     from portrait_diffusion import pipeline as module
+    from portrait_diffusion.result import PortraitResult, save_head
 
     write_published(tmp_path / "net.pkl", "panohead")
     photo = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
@@ -159,8 +160,8 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}", "data.matte=none"]
     result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
     assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
-    module.save_head(result, tmp_path / "out")
-    again = module.PortraitResult.load(tmp_path / "out")
+    save_head(result, tmp_path / "out")
+    again = PortraitResult.load(tmp_path / "out")
     for key, value in result.geometry.state_dict().items():
         torch.testing.assert_close(again.geometry.state_dict()[key], value)
     seen = again.render_input_fn(16, 16)["comp_rgb"]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import yaml
 from portrait_diffusion.data.cameras import draw_angles
-from portrait_diffusion.pipeline import load_pipeline_config
+from portrait_diffusion.settings import load_pipeline_config
 from portrait_diffusion.systems import losses
 from portrait_diffusion.systems.stages import Schedule
 

@@ -9,7 +9,8 @@ from portrait_diffusion import training  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
-from portrait_diffusion.pipeline import PortraitPipeline, PortraitResult  # noqa: E402
+from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
+from portrait_diffusion.result import PortraitResult  # noqa: E402
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
 STAGES = {
@@ -59,7 +60,7 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
     assert [report for report in again if report[0] in STAGES] == stages[2:]
     assert torch.equal(second.geometry.restoration, grid)
 
-    from portrait_diffusion.pipeline import save_head
+    from portrait_diffusion.result import save_head
 
     save_head(second, tmp_path / "broken")
     loaded = PortraitResult.load(tmp_path / "broken")
