@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from portrait_diffusion.noise.field import NoiseField
+from portrait_diffusion.noise import field as module
+from portrait_diffusion.noise.field import NoiseField, faced_axis
 from portrait_diffusion.noise.transport import radial_spectrum
 
 from .test_transport import SIZE, view
@@ -56,6 +57,28 @@ def test_views_of_a_batch_do_not_touch_each_other():
     for i in range(2):
         alone = field.render(depth[i : i + 1], c2w[i : i + 1], fovy[i : i + 1], generator(1), fresh=fresh[:1])[0]
         torch.testing.assert_close(both[i : i + 1], alone)
+
+
+def test_a_patch_looks_into_the_grid_of_the_axis_it_faces():
+    grid = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), dim=-1)
+    for axis in range(3):
+        points = torch.zeros(4, 4, 3)
+        points[..., [i for i in range(3) if i != axis]] = grid
+        points[..., axis] = 0.3 * grid[..., 0]  # tilted by 17 degrees
+        assert faced_axis(points.view(1, 2, 2, 2, 2, 3)).flatten().tolist() == [axis] * 4
+
+
+def test_long_cells_forgive_errors_of_depth(monkeypatch):
+    """The same view with its depth off by a third of a latent pixel shares far more than with cubic cells."""
+    c2w, fovy, depth = view(20.0)
+    wrong = depth + 0.007 * (depth > 0)
+    shared = []
+    for thickness in (1, module.THICKNESS):
+        monkeypatch.setattr(module, "THICKNESS", thickness)
+        field = NoiseField(CHANNELS, 48, generator())
+        (a, inside), (b, _) = (field.render(d, c2w, fovy, generator(1)) for d in (depth, wrong))
+        shared.append(float((a * b)[inside.expand_as(a) > 0].mean()))
+    assert shared[1] > shared[0] + 0.15 and shared[1] > 0.8, shared
 
 
 def test_refreshing_forgets_by_the_stated_share_and_stays_normal():
