@@ -93,7 +93,8 @@ def times(result: dict) -> str:
     """Cost by device."""
     return rows(
         ["device", "transport, ms", "field, ms"],
-        [[device, f"{ms['transport']:.1f}", f"{ms['field']:.1f}"] for device, ms in result["ms"].items()],
+        [[device, *(f"{ms[name]:.1f}" if name in ms else "–" for name in ("transport", "field"))]
+         for device, ms in result["ms"].items()],
     )
 
 
