@@ -32,7 +32,11 @@ STUB = {
         def warn(message, *a): print("WARN", message % a if a else message)
         """,
     "models/background/base": "class BaseBackground: pass",
-    "models/exporters/base": "class Exporter: pass\nclass ExporterOutput: pass",
+    "models/exporters/base": """
+        class Exporter:
+            class Config: pass
+        class ExporterOutput: pass
+        """,
     "models/geometry/base": """
         class BaseGeometry: pass
         class BaseExplicitGeometry(BaseGeometry): pass
@@ -123,7 +127,7 @@ def _light_package(folder: Path) -> Path:
         shutil.copy(PACKAGE / name, folder / name)
     parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,
              "guidance/sd_guidance": "", "noise/mvnrs": "", "data/portrait": "", "systems/portrait": "",
-             "renderer/plain": "", "renderer/volume": RENDERER}  # fmt: skip
+             "renderer/plain": "", "renderer/volume": RENDERER, "export/exporter": ""}  # fmt: skip
     for sub, text in parts.items():
         (folder / sub).parent.mkdir(exist_ok=True)
         (folder / sub).parent.joinpath("__init__.py").touch()

@@ -17,7 +17,7 @@ from portrait_diffusion.priors.published.adapter import (
     frame_of,
     gan_label,
     landmarks_in_gan_frame,
-    threestudio_to_gan,
+    world_to_gan,
 )
 from portrait_diffusion.priors.published.fields import decode_published
 from portrait_diffusion.priors.published.image import frontal_label
@@ -156,7 +156,7 @@ def test_a_shift_of_the_cameras_moves_the_frame():
 def test_cameras_change_convention_and_nothing_else():
     frame = PlaneFrame("panohead", 0.5)
     c2w = orbit_c2w(torch.tensor([0.0, 40.0]), torch.tensor([0.0, -15.0]))
-    gan = threestudio_to_gan(c2w, frame)
+    gan = world_to_gan(c2w, frame)
     torch.testing.assert_close(gan[0], frontal_label("panohead", c2w)[0, :16].view(4, 4), atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.linalg.det(gan[:, :3, :3]), torch.ones(2))
     rays_o, rays_d = (r.flatten(1, 2) for r in get_rays(c2w, canonical_fovy(c2w), 5, 5))

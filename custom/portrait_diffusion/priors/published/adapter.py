@@ -175,7 +175,7 @@ def announce(checkpoint: Checkpoint, facts: Family) -> None:
         log.warning("prior %s: %s", checkpoint.path.name, note)
 
 
-def threestudio_to_gan(c2w: Tensor, frame: PlaneFrame) -> Tensor:
+def world_to_gan(c2w: Tensor, frame: PlaneFrame) -> Tensor:
     """Camera-to-world (N,4,4) of this project (OpenGL, z up, scene units) to the GAN's (OpenCV, y up, GAN units).
 
     ``c2w_gan = [P|0] c2w diag(1,-1,-1,1)`` with (x,y,z)_gan = (y,z,x), then the frame's shift and scale.
@@ -192,4 +192,4 @@ def gan_label(c2w: Tensor, fovy: float, frame: PlaneFrame) -> Tensor:
     """(N,25) published camera label of a camera of this project. Args: c2w (N,4,4); fovy radians."""
     focal = 0.5 / math.tan(0.5 * fovy)
     k = c2w.new_tensor([focal, 0, 0.5, 0, focal, 0.5, 0, 0, 1]).expand(len(c2w), -1)
-    return torch.cat([threestudio_to_gan(c2w, frame).flatten(1), k], dim=1)
+    return torch.cat([world_to_gan(c2w, frame).flatten(1), k], dim=1)
