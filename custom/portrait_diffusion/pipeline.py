@@ -149,8 +149,9 @@ class PortraitPipeline:
         prior = BundledPrior(*prior_paths(system.prior)).to(host.get_device())
         target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.detail_size))
         checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
+        net = load_perceptual(cfg.lambda_perceptual, "system.inversion.lambda_perceptual")
         return Inversion(
-            prior, target, initial_camera(prepared), cfg, load_perceptual(cfg), self.config.seed, checkpoint, tell
+            prior, target, initial_camera(prepared), cfg, net, self.config.seed, checkpoint, tell
         )
 
     def _published_fit(
@@ -160,8 +161,9 @@ class PortraitPipeline:
         prior = PublishedPrior.open(system.prior.checkpoint, system.prior.type).to(host.get_device())
         target = target_from_photo(prepared.rgb, prepared.alpha, prepared.valid, max(128, cfg.size))
         checkpoint = None if out is None else out / "ckpts" / f"inversion-{run_key(sha256, raw, system.prior)}.pt"
+        net = load_perceptual(cfg.lambda_perceptual, "system.published_fit.lambda_perceptual")
         return PublishedFit(
-            prior, target, initial_camera(prepared), cfg, load_perceptual(cfg), self.config.seed, checkpoint, tell
+            prior, target, initial_camera(prepared), cfg, net, self.config.seed, checkpoint, tell
         )
 
     def _result(self, fit: Inversion | PublishedFit, raw: dict, prepared: PreparedPhoto, sha256: str) -> PortraitResult:

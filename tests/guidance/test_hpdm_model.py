@@ -211,6 +211,16 @@ def test_a_model_survives_its_folder(trained, tmp_path):
         torch.testing.assert_close(value.half().float(), small[name])
 
 
+def test_loading_warns_of_nothing(fresh, tmp_path, monkeypatch):
+    """diffusers tells of keys that it does not know; a user of our own folders should not read that."""
+    from diffusers.configuration_utils import logger
+
+    said = []
+    monkeypatch.setattr(logger, "warning", lambda text, *args: said.append(text))
+    load_hpdm(save_hpdm(fresh, tmp_path / "m"))
+    assert said == []
+
+
 @torch.no_grad()
 def test_a_copy_is_a_model_of_its_own(trained):
     """Hooks of a copy work on the copy: its answer changes with its own weights and leaves the original alone."""

@@ -2,7 +2,6 @@
 from ..errors import EnvironmentProblem
 from ..photo.prepare import PreparedPhoto
 from .camera import PhotoCamera
-from .config import InversionConfig
 
 MAX_ANGLE_DEG = {"azimuth": 40.0, "elevation": 20.0}
 
@@ -21,13 +20,13 @@ def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
     return PhotoCamera.from_landmarks(azimuth, elevation, four)
 
 
-def load_perceptual(cfg: InversionConfig):
-    """ST-LPIPS (AlexNet), None when its weight is 0. Raises EnvironmentProblem if the package is missing."""
-    if cfg.lambda_perceptual == 0:
+def load_perceptual(weight: float, key: str):
+    """ST-LPIPS (AlexNet), None when its weight is 0. Raises EnvironmentProblem, naming the key, without the package."""
+    if weight == 0:
         return None
     from ..evaluation.stlpips import STLPIPS
 
     try:
         return STLPIPS("alex")
     except EnvironmentProblem as error:
-        raise EnvironmentProblem(f"{error} Or run without it: system.inversion.lambda_perceptual=0.") from error
+        raise EnvironmentProblem(f"{error} Or run without it: {key}=0.") from error

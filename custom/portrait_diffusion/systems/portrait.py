@@ -167,7 +167,7 @@ class PortraitSystem(BaseLift3DSystem):
         """ST-LPIPS if any stage weighs it."""
         names = ("lambda_perceptual", "lambda_painted_perceptual")
         wanted = any(stage.loss.get(name) for stage in self.schedule.stages.values() for name in names)
-        net = load_perceptual(InversionConfig(lambda_perceptual=1.0)) if wanted else None
+        net = load_perceptual(float(wanted), "system.stages.NAME.loss.lambda_perceptual")
         return None if net is None else net.to(self.device)
 
     def initialize(self, photo) -> None:
@@ -176,7 +176,8 @@ class PortraitSystem(BaseLift3DSystem):
             self.adopt(self._fit)
             return
         prior = BundledPrior(*self.prior_files()).to(self.device)
-        camera, net = initial_camera(photo), load_perceptual(self._inversion)
+        weight = self._inversion.lambda_perceptual
+        camera, net = initial_camera(photo), load_perceptual(weight, "system.inversion.lambda_perceptual")
         fit = Inversion(prior, self._target, camera, self._inversion, net, self.cfg.seed)
         self.adopt(fit.run())
 

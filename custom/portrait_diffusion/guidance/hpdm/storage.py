@@ -44,10 +44,18 @@ def save_hpdm(model: HPDM, folder: str | Path, half: bool = True) -> Path:
             continue
         stored = copy.deepcopy(part).half() if half else part
         stored.save_pretrained(folder / name, safe_serialization=True)
+        if isinstance(part, AutoencoderTiny):
+            _drop_keys(folder / name / "config.json", ("block_out_channels",))
         index[name] = type(part).__name__
     model.scheduler.save_pretrained(folder / "scheduler")
     write_text(folder / INDEX, json.dumps({**index, "scheduler": "DDIMScheduler"}, indent=1) + "\n")
     return folder
+
+
+def _drop_keys(path: Path, keys: tuple) -> None:
+    """Take out what a class of diffusers notes for itself, and at loading warns that it does not know."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps({k: v for k, v in config.items() if k not in keys}, indent=2) + "\n")
 
 
 def load_hpdm(folder: str | Path) -> HPDM:
