@@ -48,22 +48,22 @@ def limited_slopes(depth: Tensor, solid: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def along(axis: int) -> Tensor:
-        step = depth.diff(dim=axis)
         both = solid.narrow(axis, 1, solid.shape[axis] - 1) & solid.narrow(axis, 0, solid.shape[axis] - 1)
+        step = depth.diff(dim=axis) * both
         pad = [1, 0] if axis == 2 else [0, 0, 1, 0]
         end = [0, 1] if axis == 2 else [0, 0, 0, 1]
-        before, before_on = F.pad(step, pad), F.pad(both, pad)
-        after, after_on = F.pad(step, end), F.pad(both, end)
-        least = torch.where(before.abs() < after.abs(), before, after)
-        least = torch.where(before * after > 0, least, torch.zeros_like(least))
-        return torch.where(before_on & after_on, least, before * before_on + after * after_on)
+        before, after = F.pad(step, pad), F.pad(step, end)
+        a = torch.where(F.pad(both, pad), before, after)
+        b = torch.where(F.pad(both, end), after, before)
+        return torch.minimum(a, b).clamp(min=0) + torch.maximum(a, b).clamp(max=0)
 
     return along(2), along(1)
 
 
 def fine(x: Tensor, k: int) -> Tensor:
     """Every pixel of (B, H, W) as k x k equal ones: (B, k H, k W)."""
-    return x.repeat_interleave(k, dim=1).repeat_interleave(k, dim=2)
+    b, h, w = x.shape
+    return x[:, :, None, :, None].expand(b, h, k, w, k).reshape(b, h * k, w * k)
 
 
 def subdivided_depth(depth: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,10 +72,10 @@ def subdivided_depth(depth: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     Args: depth (B, H, W), 0 or less for background. Returns: depth, and change a pixel along columns and rows, each
         (B, k H, k W).
     """
-    h, w = depth.shape[1:]
-    dx, dy = (fine(slope, k) for slope in limited_slopes(depth, depth > 0))
+    dx, dy = (slope[:, :, None, :, None] for slope in limited_slopes(depth, depth > 0))
     offset = (torch.arange(k, device=depth.device, dtype=depth.dtype) + 0.5) / k - 0.5
-    return fine(depth, k) + dx * offset.repeat(w) + dy * offset.repeat(h)[:, None], dx, dy
+    blocks = depth[:, :, None, :, None] + dx * offset + dy * offset[:, None, None]  # (B, H, k, W, k)
+    return blocks.flatten(3).flatten(1, 2), fine(dx[:, :, 0, :, 0], k), fine(dy[:, :, 0, :, 0], k)
 
 
 def cells_of(
@@ -100,8 +100,9 @@ def cells_of(
     rays_o, rays_d = get_rays(*camera, None if crop is None else crop.reshape(b * n, 3))
     points = rays_o + distance[..., None] * rays_d
     # the normal of a cell's plane: of the points one pixel to the right and one down on that plane
-    right = dx[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 2) * k
-    down = dy[..., None] * rays_d + distance[..., None] * _ray_step(rays_d, 1) * k
+    reached = (k * distance)[..., None]
+    right = torch.addcmul(dx[..., None] * rays_d, reached, _ray_step(rays_d, 2))
+    down = torch.addcmul(dy[..., None] * rays_d, reached, _ray_step(rays_d, 1))
     normal = F.normalize(torch.linalg.cross(down, right), dim=-1)
     facing = -(normal * rays_d).sum(-1)
 
@@ -116,10 +117,10 @@ def cells_of(
     column, row = pixels.floor().long().unbind(-1)
     seen = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (ahead > 0) & (cosine > GRAZING)
     seen = seen & cells(fine(flat > 0, k)) & (cells(facing) > GRAZING)
-    footprint = 2 * torch.tan(target_fovy / 2)[:, None] * ahead / height
+    footprint = (2 / height * torch.tan(0.5 * target_fovy))[:, None] * ahead
     if target_crop is not None:
         footprint = footprint / target_crop[:, :1]
-    slope = footprint * (1 / cosine.clamp(min=GRAZING).square() - 1).clamp(min=0).sqrt()
+    slope = footprint * torch.tan(torch.acos(cosine.clamp(GRAZING, 1)))
     index = torch.arange(n * h * w, device=depth.device).view(n, h, w)
     return Cells(
         torch.where(seen, row * width + column, -1), reach, slope, cells(facing).clamp(0, 1), fine(index, k).flatten()
