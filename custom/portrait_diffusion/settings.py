@@ -160,7 +160,6 @@ def prior_paths(prior: PriorConfig) -> tuple[Path, ...]:
     """Files that a configuration means: generator and encoder, of a published prior its one file."""
     if prior.type != "bundled":
         return (Path(prior.checkpoint),)
-    from .priors.bundled import WEIGHTS
+    from .priors.bundled import prior_files
 
-    generator = Path(prior.checkpoint or WEIGHTS / "prior.safetensors")
-    return generator, Path(prior.encoder or WEIGHTS / "encoder.safetensors")
+    return prior_files(prior.checkpoint, prior.encoder)

@@ -49,7 +49,7 @@ class Inversion:
     ):
         self.device = next(prior.parameters()).device
         self.prior, self.cfg = prior, cfg
-        self.target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
+        self.target = target.to(self.device)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.checkpoint, self.on_step = checkpoint, on_step or (lambda *args: None)
         self.weights, self.radius = prior.decoder, prior.radius

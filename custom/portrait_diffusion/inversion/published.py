@@ -70,8 +70,7 @@ class PublishedFit:
         self.device = next(prior.parameters()).device
         self.prior, self.cfg, self.camera = prior, cfg, camera.to(self.device)
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
-        sized = target.resized(cfg.size)
-        self.target = Target(*(x.to(self.device) for x in (sized.rgb, sized.alpha, sized.valid)))
+        self.target = target.resized(cfg.size).to(self.device)
         self.checkpoint, self.on_step, self.face_check = checkpoint, on_step or (lambda *a: None), face_check
         self.radius, self.frame, self.seed = prior.radius, prior.frame, seed
         self.curves: dict = {}

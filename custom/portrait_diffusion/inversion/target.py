@@ -24,6 +24,10 @@ class Target:
     def size(self) -> int:
         return self.rgb.shape[-1]
 
+    def to(self, device: torch.device) -> "Target":
+        """The same on a device."""
+        return Target(*(x.to(device) for x in (self.rgb, self.alpha, self.valid)))
+
     def resized(self, size: int) -> "Target":
         """The same at another resolution: area average (exact for whole factors), bicubic when enlarging.
 

@@ -16,6 +16,11 @@ from .storage import load_spec, load_weights
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
+def prior_files(generator: str | Path | None = None, encoder: str | Path | None = None) -> tuple[Path, Path]:
+    """Weight files of generator and encoder; the shipped ones where none is named."""
+    return Path(generator or WEIGHTS / "prior.safetensors"), Path(encoder or WEIGHTS / "encoder.safetensors")
+
+
 @dataclass
 class Latent:
     """What inversion optimises: style vectors (1, num_ws, w_dim) and spatial features {resolution: (1, C, r, r)}.
@@ -40,8 +45,7 @@ class BundledPrior(nn.Module):
 
     def __init__(self, generator_path: str | Path | None = None, encoder_path: str | Path | None = None):
         super().__init__()
-        generator_path = Path(generator_path or WEIGHTS / "prior.safetensors")
-        encoder_path = Path(encoder_path or WEIGHTS / "encoder.safetensors")
+        generator_path, encoder_path = prior_files(generator_path, encoder_path)
         self.generator = load_weights(Generator(load_spec(generator_path, "generator")), generator_path, "generator")
         self.encoder = load_weights(Encoder(load_spec(encoder_path, "encoder")), encoder_path, "encoder")
         if self.encoder.spec != self.generator.spec:

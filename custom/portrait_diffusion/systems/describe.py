@@ -7,15 +7,6 @@ from omegaconf import OmegaConf
 
 from ..export.share import shareable_config, write_share
 from ..host import run_config
-from ..priors.bundled import WEIGHTS
-
-
-def prior_files(section: dict) -> tuple[Path, Path]:
-    """Weight files of generator and encoder that a ``prior`` section names; the shipped ones without."""
-    return tuple(
-        Path(section.get(key) or WEIGHTS / f"{name}.safetensors")
-        for key, name in (("checkpoint", "prior"), ("encoder", "encoder"))
-    )
 
 
 def settings_of(system: Any) -> dict[str, Any]:

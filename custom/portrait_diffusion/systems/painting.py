@@ -4,17 +4,15 @@ Score distillation asks the denoiser in every step and gets a noisy direction; h
 denoised to pictures once, and many steps are fitted to them. Haque et al., "Instruct-NeRF2NeRF", ICCV 2023, replaces
 its dataset so; the pictures are those of Meng et al., "SDEdit", ICLR 2022.
 """
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.cameras import along_ranges
+from ..data.cameras import GOLDEN, along_ranges
 from .stages import StageConfig
-
-PHI = (5**0.5 - 1) / 2
-"""Golden ratio, less one: its multiples fill a range evenly whatever their number."""
 
 
 @dataclass
@@ -42,22 +40,16 @@ def look_around(stage: StageConfig, turn: int) -> tuple[Tensor, Tensor]:
     Args: turn: number of the look, from 0.
     """
     n, low, high = stage.painted, *stage.elevations
-    shift = (turn * PHI) % 1.0
+    shift = (turn * GOLDEN[0]) % 1.0
     azimuth = [along_ranges((k + shift) / n, stage.azimuths) for k in range(n)]
-    height = [((k + turn * n + 0.5) * PHI) % 1.0 for k in range(n)]
+    height = [((k + turn * n + 0.5) * GOLDEN[0]) % 1.0 for k in range(n)]
     return torch.tensor(azimuth), low + (high - low) * torch.tensor(height)
 
 
 def rows_of(step: int, views: int, painted: int) -> list[int]:
     """Which pictures a step shows: all in turn, in a fixed mixed order, so that views of a step lie apart."""
-    stride = next(s for s in range(max(1, round(painted * PHI)), 2 * painted + 2) if _coprime(s, painted))
+    stride = next(s for s in range(max(1, round(painted * GOLDEN[0])), 2 * painted + 2) if math.gcd(s, painted) == 1)
     return [((step * views + k) * stride) % painted for k in range(min(views, painted))]
-
-
-def _coprime(a: int, b: int) -> bool:
-    while b:
-        a, b = b, a % b
-    return a == 1
 
 
 def painting_losses(render: Tensor, painted: Tensor, perceptual: nn.Module | None) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ from ..inversion.engine import Inversion
 from ..inversion.start import initial_camera, load_perceptual
 from ..inversion.target import Target, over_white, photo_losses, target_from_photo
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
-from ..priors.bundled import BundledPrior
+from ..priors.bundled import BundledPrior, prior_files
 from ..priors.storage import load_spec
 from ..renderer.volume import unit_normals
 from ..seeds import seeded, step_seed
 from . import losses
-from .describe import describe_head, prior_files, write_settings
+from .describe import describe_head, write_settings
 from .painting import Painted, look_around, painting_losses, rows_of
 from .preservation import restoration_gate
 from .stages import Schedule
@@ -110,7 +110,7 @@ class PortraitSystem(BaseLift3DSystem):
 
     def prior_files(self) -> tuple[Path, Path]:
         """Weight files of generator and encoder."""
-        return prior_files(self.cfg.prior)
+        return prior_files(self.cfg.prior.get("checkpoint"), self.cfg.prior.get("encoder"))
 
     def head_sizes(self) -> dict:
         """Keys of the geometry that the initialization's head needs."""
@@ -257,8 +257,7 @@ class PortraitSystem(BaseLift3DSystem):
         rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
         out = self({"rays_o": rays_o, "rays_d": rays_d})
         rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
-        target = self._target.resized(size)
-        target = Target(*(x.to(self.device) for x in (target.rgb, target.alpha, target.valid)))
+        target = self._target.resized(size).to(self.device)
         colour, silhouette = photo_losses(rgb, alpha, target)
         found = {"rgb": colour, "alpha": silhouette}
         if self._weight(place, "perceptual") and self._perceptual is not None:
