@@ -2,10 +2,10 @@
 
     python benchmarks/train_bundled.py --assets ASSETS --basis BASIS --out OUT --seconds 1500 --workers 30
 
-Rendering, the autoencoder and the drafts run side by side; then the denoiser, and on a second GPU the prior, get the
-rest of the time. Everything is resumed by the same command. Models of so far are written every 150 s in
-OUT/hpdm/denoiser/hpdm and OUT/prior; the finished ones are OUT/hpdm/hpdm and OUT/prior. What each step said is in
-OUT/*.log.
+Rendering, the autoencoder and the drafts run side by side; then the denoiser gets the rest of the time on all GPUs, or
+with ``--train hpdm prior`` on one of them, the prior on the other. Everything is resumed by the same command. Models of
+so far are written every 150 s in OUT/hpdm/denoiser/hpdm and OUT/prior; the finished ones are OUT/hpdm/hpdm and
+OUT/prior. What each step said is in OUT/*.log.
 """
 import argparse
 import os
@@ -101,7 +101,7 @@ def rendered(folder: Path) -> int:
 def train_all(args: argparse.Namespace) -> None:
     """The whole plan; returns when everything is done."""
     machine, words = Machine(args.out, args.gpus), commands(args)
-    both = args.gpus > 1
+    both = args.gpus > 1 and "prior" in args.train
     for split in ("val", "test"):
         machine.run(split, words[split], threads=1)
     rendering = machine.beside(machine.run, "train", words["train"], None, 1)
@@ -124,7 +124,8 @@ def train_all(args: argparse.Namespace) -> None:
         drafting.join()
         prior = machine.beside(machine.run, "prior", [*words["prior"], *budget(args.seconds - machine.elapsed())], 0)
     drafting.join()
-    machine.run("denoiser", [*words["denoiser"], *budget(args.seconds - machine.elapsed())], 1)
+    devices, gpu = ([], 1) if both else (["--devices", str(args.gpus)], None)
+    machine.run("denoiser", [*words["denoiser"], *devices, *budget(args.seconds - machine.elapsed())], gpu)
     if prior is not None:
         prior.join()
 
@@ -139,7 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--autoencoder-seconds", type=float, default=AUTOENCODER_SECONDS)
     parser.add_argument("--subjects", type=int, default=4500)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="renderers")
-    parser.add_argument("--gpus", type=int, default=1, help="1: HPDM; 2: the prior on the first, HPDM on the second")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--train", nargs="+", choices=("hpdm", "prior"), default=["hpdm"], help="prior: needs two GPUs")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument(
         "--prior-options", help="more options of train-prior, in one word",
@@ -147,6 +149,8 @@ def main(argv: list[str] | None = None) -> int:
         "--w-adversarial 0.01 --w-sampled 0.025",  # at twice that the front lost 0.4 dB in the last fifth
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if "hpdm" not in args.train or ("prior" in args.train and args.gpus < 2):
+        parser.error("--train is 'hpdm', or with two GPUs 'hpdm prior'; train-prior trains the prior alone.")
     args.out.mkdir(parents=True, exist_ok=True)
     train_all(args)
     return 0

@@ -35,8 +35,8 @@ def test_every_command_is_understood(tmp_path, monkeypatch):
         cli.COMMANDS["train-hpdm"](["--no-such-option"])
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus):
+@pytest.mark.parametrize(("gpus", "train"), [(1, ["hpdm"]), (2, ["hpdm"]), (2, ["hpdm", "prior"])])
+def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus, train):
     runs, lock = [], threading.Lock()
 
     def run(self, name, words, gpu=None, threads=2):
@@ -49,12 +49,24 @@ def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(plan.Machine, "run", run)
     monkeypatch.setattr(plan.time, "sleep", lambda s: None)
     command = [*ARGS, "--out", str(tmp_path), "--gpus", str(gpus), "--subjects", "50", "--seconds", "300"]
+    command += ["--train", *train]
     assert plan.main(command) == 0
     names = [name for name, _, _ in runs]
-    assert names[:3] == ["val", "test", "train"] and ("prior" in names) == (gpus == 2)
+    assert names[:3] == ["val", "test", "train"] and ("prior" in names) == ("prior" in train)
     assert names.index("denoiser") > max(names.index("autoencoder"), len(names) - 1 - names[::-1].index("drafts"))
-    words = next(words for name, words, _ in runs if name == "denoiser")
+    words, gpu = next((words, gpu) for name, words, gpu in runs if name == "denoiser")
+    if "prior" in train:
+        assert gpu == 1 and "--devices" not in words
+    else:
+        assert gpu is None and words[words.index("--devices") + 1] == str(gpus)
     assert 250 <= float(words[words.index("--total-seconds") + 1]) <= 275
+
+
+def test_the_prior_beside_hpdm_needs_two_gpus(tmp_path, capsys):
+    for options in (["--train", "prior"], ["--train", "hpdm", "prior", "--gpus", "1"]):
+        with pytest.raises(SystemExit):
+            plan.main([*ARGS, "--out", str(tmp_path), *options])
+        assert "with two GPUs" in capsys.readouterr().err
 
 
 def test_a_failing_step_names_its_log(tmp_path):

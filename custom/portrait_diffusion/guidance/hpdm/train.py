@@ -40,10 +40,13 @@ from ...seeds import step_seed
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
 from .model import HPDM, build_mini
+from .ranks import RanksStrategy, average_gradients
 from .storage import INDEX, load_hpdm, save_hpdm
 
 log = logging.getLogger("portrait_diffusion")
 STAGES = ("autoencoder", "denoiser")
+AGREE_EVERY = 10
+"""Steps after which several ranks agree on the clock, and on whether to write or to stop."""
 
 
 @dataclass
@@ -76,7 +79,7 @@ class HPDMTrainConfig:
     pairs: float = 0.25
     """Share of a batch that comes in such pairs."""
     cuda_graphs: bool = True
-    """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU and with DDP."""
+    """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU."""
     sample_steps: int = 20
     """Steps of the sampler behind the numbers and pictures of the card."""
     seed: int = 0
@@ -108,13 +111,14 @@ class Stage(pl.LightningModule):
         self.automatic_optimization = False
         self.model, self.config = model, config
         self.held = Unshared(data=data, drafts=drafts, gradients=None)
-        self.seconds, self._clock = 0.0, None
+        self.seconds, self._clock, self._agreed = 0.0, None, None
 
     @property
     def share(self) -> float:
-        """Used share of the stage's budget, in [0, 1]."""
+        """Used share of the stage's budget, in [0, 1]; the same on all ranks."""
         c = self.config
-        return min(1.0, self.global_step / c.total_steps if c.total_steps else self.seconds / c.total_seconds)
+        seconds = self.seconds if self._agreed is None else self._agreed
+        return min(1.0, self.global_step / c.total_steps if c.total_steps else seconds / c.total_seconds)
 
     def data(self) -> MultiViewData:
         """The data set on this rank's device."""
@@ -154,7 +158,7 @@ class Stage(pl.LightningModule):
         )  # fmt: skip
 
     def training_step(self, batch, index) -> None:
-        """One step; on a single GPU forward and backward are replayed as a CUDA graph (thousands of small kernels)."""
+        """One step; on a GPU forward and backward are replayed as a CUDA graph (thousands of small kernels)."""
         optimizer = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.held.gradients is None:
@@ -163,14 +167,14 @@ class Stage(pl.LightningModule):
             def gradients() -> dict[str, Tensor]:
                 with half_precision(self.device):
                     losses = self.losses(generator)
-                self.manual_backward(sum(losses.values()))
+                sum(losses.values()).backward()
                 return {name: loss.detach() for name, loss in losses.items()}
 
-            alone = self.device.type == "cuda" and self.trainer.world_size == 1
-            graphs = alone and self.config.cuda_graphs
+            graphs = self.device.type == "cuda" and self.config.cuda_graphs
             self.held.gradients = GraphedBackward(gradients, parameters, generator, graphs)
         self.held.gradients.generator.manual_seed(self.seed_of_step())
         losses = self.held.gradients()
+        average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, prog_bar=True)
@@ -179,6 +183,8 @@ class Stage(pl.LightningModule):
         now = time.monotonic()
         self.seconds += 0.0 if self._clock is None else now - self._clock
         self._clock = now
+        if self.trainer.world_size > 1 and (self._agreed is None or self.global_step % AGREE_EVERY == 0):
+            self._agreed = self.trainer.strategy.broadcast(self.seconds)
         factor = learning_rate_factor(self.share, self.global_step, self.config)
         for group in self.optimizers().param_groups:
             group["lr"] = self.config.learning_rate * factor
@@ -353,6 +359,8 @@ class Checkpoints(Callback):
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer, stage, *args) -> None:
+        if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY and stage.share < 1:
+            return
         now = time.monotonic()
         stop = trainer.strategy.broadcast(now - self.start > self.seconds or stage.share >= 1)
         if stop or trainer.strategy.broadcast(now - self.last > self.every):
@@ -399,7 +407,7 @@ def run_stage(
         benchmark=cuda, log_every_n_steps=50, use_distributed_sampler=False,
         enable_checkpointing=False, logger=_logger(out),
         callbacks=[average, Checkpoints(last, seconds, every, publish)],
-        strategy="auto" if devices in (1, "1") else "ddp_find_unused_parameters_true",
+        strategy="auto" if devices in (1, "1") else RanksStrategy(),
         enable_progress_bar=progress, enable_model_summary=False,
     )  # fmt: skip
     fixed = {name: value.clone() for name, value in stage.model.state_dict().items()}
@@ -506,7 +514,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, model and cards")
     parser.add_argument("--stage", required=True, choices=STAGES)
     parser.add_argument("--seconds", type=float, default=540.0, help="length of this run")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs; more than one trains with DDP")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs or, with --accelerator cpu, processes")
     parser.add_argument("--accelerator", default="auto", help="auto, gpu or cpu")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--initial", type=Path, help="HPDM folder whose weights the first run starts from")
