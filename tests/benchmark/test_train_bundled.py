@@ -29,8 +29,9 @@ def test_every_command_is_understood(tmp_path, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for name, words in seen[0].items():
         more = plan.budget(100.0) if name in ("autoencoder", "denoiser", "prior") else []
+        command = load_script("hpdm_train_speed").main if name == "speed" else cli.COMMANDS[words[0]]
         with pytest.raises(Parsed):
-            cli.COMMANDS[words[0]](words[1:] + more)
+            command(words[1:] + more)
     with pytest.raises(SystemExit):
         cli.COMMANDS["train-hpdm"](["--no-such-option"])
 
@@ -39,9 +40,13 @@ def test_every_command_is_understood(tmp_path, monkeypatch):
 def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus, train):
     runs, lock = [], threading.Lock()
 
-    def run(self, name, words, gpu=None, threads=2):
+    def run(self, name, words, gpu=None, threads=2, timeout=None):
         with lock:
             runs.append((name, words, gpu))
+        if name == "speed" and gpus == 1:
+            raise SystemExit("speed failed.")
+        if name == "speed":
+            (tmp_path / "speed.json").write_text('{"options": ["--compile"]}')
         if name == "train":
             (tmp_path / "train").mkdir()
             (tmp_path / "train" / "train_00000.npz").touch()
@@ -55,6 +60,7 @@ def test_steps_come_in_order_and_share_the_time(tmp_path, monkeypatch, gpus, tra
     assert names[:3] == ["val", "test", "train"] and ("prior" in names) == ("prior" in train)
     assert names.index("denoiser") > max(names.index("autoencoder"), len(names) - 1 - names[::-1].index("drafts"))
     words, gpu = next((words, gpu) for name, words, gpu in runs if name == "denoiser")
+    assert ("--compile" in words) == (gpus == 2), "what the measurement says; without one, plainly"
     if "prior" in train:
         assert gpu == 1 and "--devices" not in words
     else:
@@ -75,3 +81,12 @@ def test_a_failing_step_names_its_log(tmp_path):
         machine.run("drafts", ["render-drafts", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")])
     assert "No shards" in (tmp_path / "drafts.log").read_text()
     assert "drafts ends with 2" in (tmp_path / "steps.log").read_text()
+
+
+def test_a_step_that_takes_too_long_is_ended(tmp_path):
+    machine = plan.Machine(tmp_path, 1)
+    script = tmp_path / "sleep.py"
+    script.write_text("import time; time.sleep(60)")
+    with pytest.raises(SystemExit, match="slow failed; see .*slow.log"):
+        machine.run("slow", [str(script)], timeout=0.5)
+    assert "slow ends with more than 0 s" in (tmp_path / "steps.log").read_text()

@@ -254,6 +254,30 @@ def test_a_step_could_be_replayed_by_a_gpu(data):
     assert traffic.seen >= {"lift_fresh", "index", "_local_scalar_dense"}, "the watch sees what it should"
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_the_step_and_the_model_is_plain_afterwards(data, monkeypatch):
+    """The networks are captured whole, forward and backward; the graphs run without C++, which takes minutes here."""
+    monkeypatch.setattr(train, "COMPILER", "aot_eager")
+
+    def gradients(compiled):
+        torch.manual_seed(0)
+        stage = train.DenoiserStage(tiny().train(), data, config(compile=compiled))
+        parameters = [p for group in stage.configure_optimizers().param_groups for p in group["params"]]
+        step = stage.gradients_of(parameters)
+        step.generator.manual_seed(0)
+        losses = step()
+        stage.on_train_end()
+        assert all(network._compiled_call_impl is None for network in stage.networks())
+        return losses, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+    (plain, a), (compiled, b) = gradients(False), gradients(True)
+    for name, loss in plain.items():
+        torch.testing.assert_close(compiled[name], loss)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(y, x, atol=1e-4 * float(x.abs().max()) + 1e-7, rtol=1e-3)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_training_starts_from_a_given_model(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build_mini", lambda image_size: tiny(image_size=image_size))
     given = save_hpdm(tiny(), tmp_path / "given")

@@ -416,7 +416,8 @@ def run(
 
 
 def write_weights(trainer: Trainer, out_dir: Path) -> None:
-    """Checkpoint, and the averaged weights as they ship."""
+    """Checkpoint, and the averaged weights as they ship, random heads fitted to the encoder of so far."""
+    trainer.ema["generator"].set_latent_gaussian(encode_all(trainer.ema["encoder"], trainer.data))
     with atomic_path(out_dir / "state.pt") as partial:
         torch.save(trainer.state(), partial)
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
@@ -428,7 +429,6 @@ def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Pat
     """Checkpoint, shipped weights, numbers and pictures."""
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
     generator, encoder = trainer.ema["generator"], trainer.ema["encoder"]
-    generator.set_latent_gaussian(encode_all(encoder, trainer.data))
     write_weights(trainer, out_dir)
     save_weights(trainer.discriminator, out_dir / "discriminator.safetensors", trainer.spec, "discriminator", info)
     scores = evaluate(generator, encoder, val, perceptual) if val is not None else {}

@@ -45,6 +45,7 @@ from .storage import INDEX, load_hpdm, save_hpdm
 
 log = logging.getLogger("portrait_diffusion")
 STAGES = ("autoencoder", "denoiser")
+COMPILER = "inductor"
 AGREE_EVERY = 10
 """Steps after which several ranks agree on the clock, and on whether to write or to stop."""
 
@@ -80,6 +81,8 @@ class HPDMTrainConfig:
     """Share of a batch that comes in such pairs."""
     cuda_graphs: bool = True
     """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU."""
+    compile: bool = False
+    """Compile the networks by torch.compile before the first step: a minute or more, then fewer and larger kernels."""
     sample_steps: int = 20
     """Steps of the sampler behind the numbers and pictures of the card."""
     seed: int = 0
@@ -144,6 +147,10 @@ class Stage(pl.LightningModule):
         """The parts whose weights change."""
         raise NotImplementedError
 
+    def networks(self) -> list[nn.Module]:
+        """What a step runs and `compile` compiles."""
+        raise NotImplementedError
+
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of a fresh batch by name. Nothing in it may wait for the device, so that it can be replayed."""
         raise NotImplementedError
@@ -162,22 +169,34 @@ class Stage(pl.LightningModule):
         optimizer = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.held.gradients is None:
-            generator = torch.Generator(device=self.device)
-
-            def gradients() -> dict[str, Tensor]:
-                with half_precision(self.device):
-                    losses = self.losses(generator)
-                sum(losses.values()).backward()
-                return {name: loss.detach() for name, loss in losses.items()}
-
-            graphs = self.device.type == "cuda" and self.config.cuda_graphs
-            self.held.gradients = GraphedBackward(gradients, parameters, generator, graphs)
+            self.held.gradients = self.gradients_of(parameters)
         self.held.gradients.generator.manual_seed(self.seed_of_step())
         losses = self.held.gradients()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, prog_bar=True)
+
+    def gradients_of(self, parameters: list[nn.Parameter]) -> GraphedBackward:
+        """Forward and backward of a step, ready to be called again and again; compiled and replayed as configured."""
+        generator = torch.Generator(device=self.device)
+        if self.config.compile:
+            for network in self.networks():
+                network.compile(backend=COMPILER, dynamic=False)
+
+        def gradients() -> dict[str, Tensor]:
+            with half_precision(self.device):
+                losses = self.losses(generator)
+            sum(losses.values()).backward()
+            return {name: loss.detach() for name, loss in losses.items()}
+
+        graphs = self.device.type == "cuda" and self.config.cuda_graphs
+        return GraphedBackward(gradients, parameters, generator, graphs)
+
+    def on_train_end(self) -> None:
+        """What follows has other shapes and is short: it runs uncompiled."""
+        for network in self.networks():
+            network._compiled_call_impl = None
 
     def on_train_batch_start(self, batch, index) -> None:
         now = time.monotonic()
@@ -209,6 +228,9 @@ class AutoencoderStage(Stage):
 
     def trained(self) -> list[nn.Module]:
         return [self.model.vae]
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model.vae.encoder, self.model.vae.decoder]
 
     def pictures(self, generator: torch.Generator) -> Tensor:
         """(B, 3, S, S) of random subjects and views over white; colours changed, half of them to any hue."""
@@ -245,6 +267,10 @@ class DenoiserStage(Stage):
     def trained(self) -> list[nn.Module]:
         m = self.model
         return [m.unet, m.explicit, m.reference, m.implicit, m.cameras]
+
+    def networks(self) -> list[nn.Module]:
+        m = self.model
+        return [m.unet, m.explicit, m.reference, m.vae.encoder]
 
     def draw(self, generator: torch.Generator) -> tuple[TrainBatch, int]:
         """A batch, and how many of its first rows form pairs: rows i and i + pairs show one subject."""
