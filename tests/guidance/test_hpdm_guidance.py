@@ -127,6 +127,26 @@ def test_csd_takes_the_row_without_conditions_from_the_batch_that_had_it(folder)
     assert calls == [True, False, False]
 
 
+def test_cells_cut_once_project_what_the_views_do(folder):
+    """Known views as constants: the same picture, bit for bit, as when all of it is computed for the target."""
+    guidance, known, views = make(folder), ball([0.0, 90.0]), ball([10.0, 120.0])
+    guidance.set_views(known)
+    from portrait_diffusion.guidance.hpdm.views import Target
+    from portrait_diffusion.ops.projection import forward_project
+
+    def repeat(x):
+        return x[None].expand(2, *x.shape)
+
+    for depth in (None, views.depth):
+        found = guidance._known.conditions(Target(views.c2w, views.fovy, depth)).explicit
+        projected, valid = forward_project(
+            *map(repeat, (known.rgb, known.depth, known.c2w, known.fovy)), views.c2w, views.fovy, *known.rgb.shape[-2:],
+            target_depth=depth, weights=repeat((known.opacity > 0.5).float()),
+        )  # fmt: skip
+        assert torch.equal(found[:, :3], (2 * projected - 1) * valid) and torch.equal(found[:, 3:4], valid)
+        assert 0.05 < float(valid.mean()) < 0.95
+
+
 def test_one_timestep_for_all_views(folder):
     guidance, seen = make(folder, one_timestep=True), []
     guidance.set_views(ball([0.0, 90.0]))
