@@ -9,9 +9,7 @@ add up to the step.
 """
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +17,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.append(str(ROOT / "custom"))
+sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel  # noqa: E402
+from measuring import circumstances, median_ms  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
@@ -51,21 +50,6 @@ def build(tiny_vae: bool, small: bool = False) -> AssembledHPDM:
     control = ControlNetModel.from_unet(unet)
     tokens = torch.randn(1, 77, text)
     return AssembledHPDM(unet, vae, DDIMScheduler(), [(control, "inpaint", 1.0)], tokens, tokens).eval()
-
-
-def median_ms(function: Callable, device: torch.device, repeats: int) -> float:
-    """Median time of a call in ms."""
-    times = []
-    for i in range(repeats + 3):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 3:
-            times.append(1000 * (time.perf_counter() - start))
-    return round(statistics.median(times), 2)
 
 
 def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: int) -> dict:
@@ -132,8 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result: dict = {
         "what": "ms, median; both conditions, guidance with three rows, as many known views as views",
-        "views": args.views, "size": args.size, "dtype": str(dtype), "torch": torch.__version__, "small": args.small,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "views": args.views, "size": args.size, "dtype": str(dtype), "small": args.small,
+        **circumstances(device, argv),
     }  # fmt: skip
     builders = {name: partial(build, tiny, args.small) for name, tiny in
                 (("full autoencoder", False), ("tiny autoencoder", True))}  # fmt: skip

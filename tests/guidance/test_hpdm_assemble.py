@@ -152,6 +152,30 @@ def test_guidance_is_the_stated_sum_with_text_in_the_plain_row(model):
     torch.testing.assert_close(text_only, expected, rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_networks_see_each_row_once(model):
+    """The ControlNet has no rows for the references' sake, and references are read for the rows that see them alone."""
+    rows: dict[str, list] = {"unet": [], "control": []}
+    hooks = [
+        part.register_forward_pre_hook(lambda module, args, name=name: rows[name].append(len(args[0])))
+        for name, part in (("unet", model.unet), ("control", model.controls[0]))
+    ]
+    x, tokens = noise(2, 4, 8, 8), noise(2, 5, TEXT, seed=5)
+    explicit, refs = noise(2, EXPLICIT_CHANNELS, SIZE, SIZE, seed=7), references(gate=0.6)
+    conditions = Conditions(tokens, explicit, refs, tokens)
+    model.predict(x, torch.tensor([10, 700]), conditions, 7.5, 2.0, model.bank(refs))
+    shared = {name: value[:1].expand(2, *value.shape[1:]) for name, value in model.bank(refs).items()}
+    once = model.predict(x, torch.tensor([300]), conditions, 7.5, 2.0, shared)
+    for hook in hooks:
+        hook.remove()
+    assert rows == {"unet": [2 * 2, 6, 2, 6], "control": [2, 2]}
+    copied = {name: value.clone() for name, value in shared.items()}
+    apart = model.predict(x, torch.tensor([300, 300]), conditions, 7.5, 2.0, copied)
+    torch.testing.assert_close(once.noise, apart.noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(once.alone, model.predict(x, torch.tensor([300]), conditions.alone()).noise,
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+
+
 def test_parts_are_loaded_from_folders(folder, no_text):
     made = assemble(str(folder), [Control(str(folder / "control"), "tile", 0.5)], prompt="a person", offline=True)
     assert no_text == ["a person", ""] and made.layouts == [("tile", 0.5)] and made.factor == 4

@@ -107,6 +107,55 @@ def test_limits_of_the_losses(folder, monkeypatch):
     assert float(guidance(rgb, **angles(0.0, 60.0))["grad_norm"]) < 1e-2
 
 
+def test_csd_takes_the_row_without_conditions_from_the_batch_that_had_it(folder):
+    losses, calls = [], []
+    for keep in (True, False):
+        guidance = make(folder, loss_type="csd", explicit_scale=2.0, implicit_scale=1.5)
+        guidance.set_views(ball([0.0, 90.0]))
+        guidance.model.unet.register_forward_pre_hook(lambda module, args, keep=keep: calls.append(keep))
+        plainly = guidance.model.predict
+
+        def predict(*args, plainly=plainly, keep=keep):
+            found = plainly(*args)
+            found.alone = found.alone if keep else None
+            return found
+
+        guidance.model.predict = predict
+        views = ball([10.0, 120.0])
+        losses.append(float(guidance(render(), **angles(10.0, 120.0), **geometry_of(views))["loss_csd"].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0] > 0
+    assert calls == [True, False, False]
+
+
+def test_cells_cut_once_project_what_the_views_do(folder):
+    """Known views as constants: the same picture, bit for bit, as when all of it is computed for the target."""
+    guidance, known, views = make(folder), ball([0.0, 90.0]), ball([10.0, 120.0])
+    guidance.set_views(known)
+    from portrait_diffusion.guidance.hpdm.views import Target
+    from portrait_diffusion.ops.projection import forward_project
+
+    def repeat(x):
+        return x[None].expand(2, *x.shape)
+
+    for depth in (None, views.depth):
+        found = guidance._known.conditions(Target(views.c2w, views.fovy, depth)).explicit
+        projected, valid = forward_project(
+            *map(repeat, (known.rgb, known.depth, known.c2w, known.fovy)), views.c2w, views.fovy, *known.rgb.shape[-2:],
+            target_depth=depth, weights=repeat((known.opacity > 0.5).float()),
+        )  # fmt: skip
+        assert torch.equal(found[:, :3], (2 * projected - 1) * valid) and torch.equal(found[:, 3:4], valid)
+        assert 0.05 < float(valid.mean()) < 0.95
+
+
+def test_one_timestep_for_all_views(folder):
+    guidance, seen = make(folder, one_timestep=True), []
+    guidance.set_views(ball([0.0, 90.0]))
+    hook = guidance.model.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    out = guidance(render(), **angles(10.0, 120.0), **geometry_of(ball([10.0, 120.0])))
+    hook.remove()
+    assert [len(t) for t in seen] == [1] and float(out["grad_norm"]) > 0
+
+
 def test_the_seed_and_only_the_seed_decides(folder):
     a, b, c = (make(folder, seed=s)(render(), **angles(0.0, 60.0))["loss_sds"].item() for s in (1, 1, 2))
     assert a == b != c

@@ -71,5 +71,5 @@ def test_auto_takes_it_for_many_points_and_rounds_alike():
 
 
 def test_unknown_implementations_are_named():
-    with pytest.raises(ValueError, match="implementation must be one of auto, torch, gather, got 'magic'"):
+    with pytest.raises(ValueError, match="implementation must be one of auto, torch, gather, triton, got 'magic'"):
         tp.sample_planes(pyramid((3, 4, 8, 8)), points(5), implementation="magic")

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from portrait_diffusion.errors import EnvironmentProblem
 from portrait_diffusion.ops import triplane as tp
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -129,3 +130,13 @@ def test_shapes_that_the_kernels_cannot_read(sampler, change):
     }[change]  # fmt: skip
     with pytest.raises(ValueError, match="Triton sampler needs"):
         sampler(planes, coords, tp.PLANE_AXES, torch.float32)
+
+
+def test_as_an_implementation_of_sampling():
+    planes, coords = case()
+    for options in ({}, {"reduce": "sum"}, {"level_reduce": "mean"}):
+        got, expected = (tp.sample_planes([planes, 2 * planes], coords, implementation=i, **options)
+                         for i in ("triton", "torch"))  # fmt: skip
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(EnvironmentProblem, match="no gradient with respect to coordinates; choose torch"):
+        tp.sample_planes(planes, coords.requires_grad_(True), implementation="triton")

@@ -198,3 +198,82 @@ def test_impossible_sample_counts_are_usage_errors():
     for key, value in (("num_samples_per_ray", 0), ("num_importance_samples", -1), ("eval_chunk_size", -1)):
         with pytest.raises(UsageError, match=key):
             renderer(**{key: value})
+
+
+# ---- with a grid of densities as first pass -------------------------------------------------------------------------
+SKIPPING = {"occupancy_resolution": 32, "num_importance_samples": 24}
+
+
+class Counting(nn.Module):
+    """Stands for a geometry and counts the points that it is asked for."""
+
+    def __init__(self, geometry):
+        super().__init__()
+        self.inner, self.rendered, self.refreshed = geometry, 0, 0
+
+    def forward(self, points, **kwargs):
+        self.rendered += points[..., 0].numel()
+        return self.inner(points, **kwargs)
+
+    def forward_density(self, points):
+        self.refreshed += len(points)
+        return self.inner.forward_density(points)
+
+
+def test_skipping_renders_the_same_picture_from_fewer_points():
+    counting, rays = Counting(ball()), views(2, 24, 24)
+    plain = renderer(counting, num_samples_per_ray=96, num_importance_samples=0).eval()(*rays)
+    asked, counting.rendered = counting.rendered, 0
+    skipping = renderer(counting, **SKIPPING).eval()(*rays)
+    assert counting.rendered < asked / 4
+    fine = renderer(ball(), num_samples_per_ray=1000, num_importance_samples=0).eval()(*rays)
+    assert (skipping["comp_rgb"] - fine["comp_rgb"]).square().mean() < 1e-6  # 60 dB
+    assert set(skipping) == set(plain)
+
+
+def test_the_grid_of_evaluation_follows_the_geometry():
+    counting, rays = Counting(ball()), views(1)
+    module = renderer(counting, **SKIPPING).eval()
+    module(*rays)
+    module(*rays)
+    assert counting.refreshed == 32**3
+    with torch.no_grad():
+        counting.inner.decoder["output_bias"][0] = -10000.0  # nothing is left
+    assert (module(*rays)["opacity"] == 0).all() and counting.refreshed == 2 * 32**3
+
+
+def test_the_grid_of_training_is_made_at_its_steps_and_resumes():
+    counting, rays = Counting(ball()), views(1)
+    module = renderer(counting, occupancy_every=4, **SKIPPING).train()
+    grids = []
+    for step in range(6):
+        module.update_step(0, step)
+        module(*rays)
+        grids.append(module.occupancy.clone())
+        with torch.no_grad():
+            counting.inner.decoder["output_bias"][0] -= 5.0
+    assert counting.refreshed == 2 * 32**3
+    assert torch.equal(grids[3], grids[0]) and torch.equal(grids[5], grids[4]) and not torch.equal(grids[4], grids[0])
+    again = renderer(counting, occupancy_every=4, **SKIPPING).train()
+    again.load_state_dict(module.state_dict())
+    for one in (module, again):
+        one.update_step(0, 6)
+    same = [one(*rays, generator=torch.Generator().manual_seed(1))["comp_rgb"] for one in (module, again)]
+    assert torch.equal(*same) and counting.refreshed == 2 * 32**3
+
+
+def test_training_by_the_grid_has_finite_gradients_also_of_rays_in_empty_space():
+    geometry = TriplaneGeometry({"channels": 4, "resolution": 8, "hidden": 8, "init_density": -4.0}).cpu()
+    out = renderer(geometry, occupancy_resolution=8).train()(*views())
+    out["opacity"].sum().backward()
+    for parameter in geometry.planes:
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
+    opacity = torch.zeros(108).index_add(0, out["ray_indices"], out["weights"][:, 0])
+    torch.testing.assert_close(opacity, out["opacity"].reshape(-1))
+
+
+def test_impossible_grids_are_usage_errors():
+    for config in ({"occupancy_resolution": -1}, {"occupancy_resolution": 8, "num_importance_samples": 0},
+                   {"occupancy_every": 0}):  # fmt: skip
+        with pytest.raises(UsageError, match="occupancy"):
+            renderer(**config)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..host import BaseImplicitGeometry, register
+from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, world_to_head
 from ..ops.differences import central_differences
 from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
@@ -72,6 +73,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
         seed: int = 0  # of fresh planes and decoder weights
         normal_type: str = "analytic"  # "analytic" (exact, carries no gradient) or "finite_difference"
+        implementation: str = "auto"  # of planes and decoder: auto, torch or triton, see ops.backends
         finite_difference_eps: float = 0.003  # step of finite-difference normals, scene units (about half a texel)
 
         def __post_init__(self) -> None:
@@ -95,6 +97,10 @@ class TriplaneGeometry(BaseImplicitGeometry):
                 raise UsageError(
                     f"geometry.resolution {self.resolution} cannot be halved {self.levels - 1} times for "
                     f"geometry.levels {self.levels}; use a multiple of {2 ** (self.levels - 1)}."
+                )
+            if self.implementation not in IMPLEMENTATIONS:
+                raise UsageError(
+                    f"geometry.implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{self.implementation}'."
                 )
             if self.normal_type not in ("analytic", "finite_difference"):
                 raise UsageError(
@@ -180,7 +186,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if self.restoration is not None:
             gain = self.restoration.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
             grids.append(self.restoration * (self.restoration_gate * gain))
-        raw = self.frame.raw(planes, self.decoder_weights(), head)
+        raw = self.frame.raw(planes, self.decoder_weights(), head, self.cfg.implementation)
         if grids:
             coords = head / self.cfg.radius
             extra = sum(sample_planes(grid, coords, reduce="sum") for grid in grids)

@@ -65,6 +65,7 @@ class HPDMGuidance(BaseObject):
         max_step_percent: Any = 0.98
         grad_clip: Any = None  # largest entry of the gradient; may be a schedule; None does not clip
         half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
+        one_timestep: bool = False  # one for all views of a step, so that an SD-1.5 model reads the references once
         inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
         noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
         noise_sampler: dict = field(default_factory=dict)
@@ -189,9 +190,11 @@ class HPDMGuidance(BaseObject):
                 t, reference, noisy, prediction = self._sampled(clean, c2w, fovy, depth, conditions, bank)
             else:
                 t, reference, noisy = self._inverted(clean, conditions, bank)
-                prediction = model.predict(noisy, t, conditions, *self.scales, bank)
+                prediction = model.predict(noisy, t[:1], conditions, *self.scales, bank)
             if kind == "csd":
-                reference = model.predict(noisy, t, conditions.alone()).noise
+                reference = prediction.alone
+                if reference is None:
+                    reference = model.predict(noisy, t, conditions.alone()).noise
             weight = weighting(model.alphas_cumprod[t], self.cfg.weighting_strategy)
             gradient = distillation_gradient(prediction.noise, reference, weight, self.grad_clip)
         out: dict[str, Any] = {
@@ -223,7 +226,7 @@ class HPDMGuidance(BaseObject):
         t = torch.full((len(clean),), self.max_step, device=clean.device)
 
         def predict(noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-            found = model.predict(noisy, levels, conditions, *self.scales, bank)
+            found = model.predict(noisy, levels[:1], conditions, *self.scales, bank)
             return found.clean, found.noise
 
         noisy = model.add_noise(clean, noise, t)
@@ -277,21 +280,22 @@ class HPDMGuidance(BaseObject):
         """
         model, sampler, b, g = self._model, self.noise_sampler, len(clean), self.generator
         compare = sampler.compares_now()
-        count = 1 if compare else b
-        t = torch.randint(self.min_step, self.max_step + 1, (count,), generator=g, device=clean.device).expand(b)
+        count = 1 if compare or self.cfg.one_timestep else b
+        drawn = torch.randint(self.min_step, self.max_step + 1, (count,), generator=g, device=clean.device)
+        t = drawn.expand(b)
         request = NoiseRequest(tuple(clean.shape), c2w, fovy, depth, g)
         if not compare:
             noise = sampler(request)
             noisy = model.add_noise(clean, noise, t)
-            return t, noise, noisy, model.predict(noisy, t, conditions, *self.scales, bank)
+            return t, noise, noisy, model.predict(noisy, drawn, conditions, *self.scales, bank)
         noise = sampler.candidates(request)
         k = len(noise)
         noisy = model.add_noise(clean.repeat(k, 1, 1, 1), noise.flatten(0, 1), t.repeat(k))
-        repeated = None if bank is None else {name: torch.cat([x] * k) for name, x in bank.items()}
-        found = model.predict(noisy, t.repeat(k), conditions.repeated(k), *self.scales, repeated)
+        repeated = None if bank is None else self._known.bank_for(k * b)
+        found = model.predict(noisy, drawn, conditions.repeated(k), *self.scales, repeated)
         best = sampler.choose((found.noise - noise.flatten(0, 1)).view_as(noise), noise, g)
         row = best * b + torch.arange(b, device=best.device)
-        prediction = type(found)(found.output[row], found.noise[row], found.clean[row])
+        prediction = type(found)(*(None if x is None else x[row] for x in vars(found).values()))
         return t, noise.flatten(0, 1)[row], noisy[row], prediction
 
     def _inverted(self, clean: Tensor, conditions, bank) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,7 +308,7 @@ class HPDMGuidance(BaseObject):
         def predict(noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             # ISM inverts without conditions, SDI with them
             told = alone if self.cfg.loss_type == "ism" else conditions
-            found = model.predict(noisy, steps, told, *self.scales, None if told is alone else bank)
+            found = model.predict(noisy, steps[:1], told, *self.scales, None if told is alone else bank)
             return found.clean, found.noise
 
         noisy, before, level = ddim_inversion(clean, step, self.cfg.inversion_steps, model.alphas_cumprod, predict)

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import choose
 from .canonical import BOX_RADIUS
+from .field import query_field
 from .triplane import (
     EG3D_AXES,
     PANOHEAD_AXES,
@@ -61,9 +63,21 @@ class PlaneFrame:
             head_points = head_points - head_points.new_tensor(self.centre)
         return head_points / self.radius
 
-    def raw(self, planes: list[Tensor], weights: DecoderWeights, head_points: Tensor) -> Tensor:
-        """Decoder outputs (B,N,4), raw density and raw colour, at head-frame points (B,N,3)."""
-        return decode_raw(layout_features(self.layout, planes, self.coordinates(head_points)), weights)
+    def raw(
+        self, planes: list[Tensor], weights: DecoderWeights, head_points: Tensor, implementation: str = "auto"
+    ) -> Tensor:
+        """Decoder outputs (B,N,4), raw density and raw colour, at head-frame points (B,N,3).
+
+        Args: implementation: see `ops.field.query_field`; spheres and grids that fade have the torch one alone.
+        """
+        coords = self.coordinates(head_points)
+        if self.layout == "spherehead" or fades(self.layout, planes):
+            choose(f"field of {self.layout} planes", implementation, coords.device, ("torch",))
+            return decode_raw(layout_features(self.layout, planes, coords), weights)
+        level_reduce = "sum" if self.layout == "own" else "mean"
+        return query_field(
+            planes, coords, weights, level_reduce=level_reduce, axes=AXES[self.layout], implementation=implementation
+        )
 
     def colour(self, raw_colour: Tensor) -> Tensor:
         """Colour (...,3) of raw colours, about [0, 1]."""
@@ -135,15 +149,18 @@ def layout_features(layout: str, planes: list[Tensor], coords: Tensor, implement
         return sample_planes(planes, coords, implementation=implementation)
     if layout == "spherehead":
         return fused_spheres(planes, coords, implementation)
-    if planes[0].ndim == 6 and planes[0].shape[3] == 1:
+    if fades(layout, planes):
         return sum(_sample_thin(level, coords, AXES[layout]) for level in planes) / len(planes)
-    if implementation == "auto" and planes[0].ndim == 6 and 16 * coords.shape[1] < planes[0][:, :, 0].numel():
-        implementation = "torch"  # the gathering way first copies the whole grid, which few points do not repay
     return sample_planes(planes, coords, level_reduce="mean", axes=AXES[layout], implementation=implementation)
 
 
+def fades(layout: str, planes: list[Tensor]) -> bool:
+    """Whether these are grids with one layer that fades along depth; `ops.triplane` takes such as planes, our own."""
+    return layout not in ("own", "spherehead") and planes[0].ndim == 6 and planes[0].shape[3] == 1
+
+
 def _sample_thin(planes: Tensor, coords: Tensor, axes: tuple) -> Tensor:
-    """A tri-grid with one layer, which fades along depth (`ops.triplane` takes it as a plane, which does not)."""
+    """Mean over the planes of a tri-grid with one layer, see `fades`."""
     order = [axis for plane in axes for axis in plane]
     grid = coords[..., order].unflatten(-1, (3, 3)).transpose(1, 2).flatten(0, 1)[:, None, None]  # (3B,1,1,N,3)
     out = F.grid_sample(planes.flatten(0, 1), grid, align_corners=False, padding_mode="zeros")

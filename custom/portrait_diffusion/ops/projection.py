@@ -20,6 +20,30 @@ GRAZING = 0.1
 
 
 @dataclass
+class SourceCells:
+    """Source pixels cut into cells on their surfaces, before anything is known of a target; M cells of N views.
+
+    Attributes:
+        points, normal: (B, M, 3) world frame.
+        facing: (B, M) cosine between normal and the source's line of sight, in [0, 1].
+        seen: (B, M) bool, solid and not seen at a grazing angle by its own camera; others project nothing.
+        source: (M,) flat source pixel (view, row, column).
+    """
+
+    points: Tensor
+    normal: Tensor
+    facing: Tensor
+    seen: Tensor
+    source: Tensor
+
+    def kept(self, believed: Tensor) -> "SourceCells":
+        """Only the cells that are seen and believed, (M,) bool; of one row (B = 1). One device synchronisation."""
+        index = (self.seen[0] & believed).nonzero()[:, 0]
+        rows = (x[:, index] for x in (self.points, self.normal, self.facing, self.seen))
+        return SourceCells(*rows, self.source[index])
+
+
+@dataclass
 class Cells:
     """Source pixels cut into cells, as a target camera sees them; M = N H W k^2 cells of N source views.
 
@@ -78,20 +102,10 @@ def subdivided_depth(depth: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return blocks.flatten(3).flatten(1, 2), fine(dx[:, :, 0, :, 0], k), fine(dy[:, :, 0, :, 0], k)
 
 
-def cells_of(
-    depth: Tensor, c2w: Tensor, fovy: Tensor, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
-    subdivide: int = 3, crop: Tensor | None = None, target_crop: Tensor | None = None,
-) -> Cells:
-    """Cut source pixels into cells on their surfaces and find them in a target view. Not differentiable.
-
-    Args:
-        depth: (B, N, H, W) distance along the ray, scene units; 0 or less is background.
-        c2w, fovy: (B, N, 4, 4) and (B, N) radians, of the sources.
-        target_c2w, target_fovy: (B, 4, 4) and (B,).
-        height, width: of the target in pixels.
-        subdivide: k, cells along a pixel's side.
-        crop, target_crop: (B, N, 3) and (B, 3), see `ops.cameras`; None is none.
-    """
+def source_cells(
+    depth: Tensor, c2w: Tensor, fovy: Tensor, subdivide: int = 3, crop: Tensor | None = None
+) -> SourceCells:
+    """Cut source pixels into k x k cells on their surfaces. Not differentiable. Args: as of `cells_of`."""
     b, n, h, w = depth.shape
     k = subdivide
     flat = depth.detach().reshape(b * n, h, w)
@@ -109,22 +123,50 @@ def cells_of(
     def cells(x: Tensor) -> Tensor:  # (B N, kH, kW, ...) to (B, M, ...)
         return x.reshape(b, n * h * k * w * k, *x.shape[3:])
 
-    points, normal = cells(points), cells(normal)
+    facing = cells(facing)
+    seen = cells(fine(flat > 0, k)) & (facing > GRAZING)
+    index = torch.arange(n * h * w, device=depth.device).view(n, h, w)
+    return SourceCells(cells(points), cells(normal), facing.clamp(0, 1), seen, fine(index, k).flatten())
+
+
+def look_at(
+    source: SourceCells, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
+    target_crop: Tensor | None = None,
+) -> Cells:
+    """The cells as target cameras see them; of one row of cells and B cameras, each sees all of them.
+
+    Args: as of `cells_of`.
+    """
+    points = source.points.expand(len(target_c2w), -1, -1)
     view = points - target_c2w[:, None, :3, 3]
     reach = view.norm(dim=-1)
-    cosine = -(normal * view).sum(-1) / reach.clamp(min=1e-6)
+    cosine = -(source.normal * view).sum(-1) / reach.clamp(min=1e-6)
     pixels, ahead = project_points(points, target_c2w, target_fovy, height, width, target_crop)
     column, row = pixels.floor().long().unbind(-1)
     seen = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (ahead > 0) & (cosine > GRAZING)
-    seen = seen & cells(fine(flat > 0, k)) & (cells(facing) > GRAZING)
     footprint = (2 / height * torch.tan(0.5 * target_fovy))[:, None] * ahead
     if target_crop is not None:
         footprint = footprint / target_crop[:, :1]
     slope = footprint * torch.tan(torch.acos(cosine.clamp(GRAZING, 1)))
-    index = torch.arange(n * h * w, device=depth.device).view(n, h, w)
-    return Cells(
-        torch.where(seen, row * width + column, -1), reach, slope, cells(facing).clamp(0, 1), fine(index, k).flatten()
-    )
+    return Cells(torch.where(seen & source.seen, row * width + column, -1), reach, slope, source.facing, source.source)
+
+
+def cells_of(
+    depth: Tensor, c2w: Tensor, fovy: Tensor, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
+    subdivide: int = 3, crop: Tensor | None = None, target_crop: Tensor | None = None,
+) -> Cells:
+    """Cut source pixels into cells on their surfaces and find them in a target view. Not differentiable.
+
+    Args:
+        depth: (B, N, H, W) distance along the ray, scene units; 0 or less is background.
+        c2w, fovy: (B, N, 4, 4) and (B, N) radians, of the sources.
+        target_c2w, target_fovy: (B, 4, 4) and (B,).
+        height, width: of the target in pixels.
+        subdivide: k, cells along a pixel's side.
+        crop, target_crop: (B, N, 3) and (B, 3), see `ops.cameras`; None is none.
+    """
+    source = source_cells(depth, c2w, fovy, subdivide, crop)
+    return look_at(source, target_c2w, target_fovy, height, width, target_crop)
 
 
 def _ray_step(rays_d: Tensor, axis: int) -> Tensor:
@@ -191,20 +233,37 @@ def forward_project(
     b, n, c, h, w = values.shape
     if depth.shape != (b, n, h, w):
         raise ValueError(f"depth must be {(b, n, h, w)}, as values {tuple(values.shape)} say; got {tuple(depth.shape)}")
-    cells = cells_of(depth, c2w, fovy, target_c2w, target_fovy, height, width, subdivide, crop, target_crop)
-    pixels = height * width
+    source = source_cells(depth, c2w, fovy, subdivide, crop)
+    flat = values.transpose(1, 2).reshape(b, c, n * h * w)
+    believed = None if weights is None else weights.detach().reshape(b, -1)[:, source.source]
+    return project_cells(
+        source, flat[:, :, source.source], target_c2w, target_fovy, height, width, target_depth, believed,
+        min_coverage * subdivide**2, target_crop,
+    )  # fmt: skip
+
+
+def project_cells(
+    source: SourceCells, values: Tensor, target_c2w: Tensor, target_fovy: Tensor, height: int, width: int,
+    target_depth: Tensor | None, believed: Tensor | None, min_cells: float, target_crop: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`forward_project` of cells that are cut already, for sources that stay as they are.
+
+    Args:
+        source: of B rows, or of one for all targets. values: (B or 1, C, M) of each cell.
+        believed: (B or 1, M) >= 0, or None for 1; the others as there, with `min_cells` for the coverage.
+    """
+    b, c, pixels = len(target_c2w), values.shape[1], height * width
+    cells = look_at(source, target_c2w, target_fovy, height, width, target_crop)
     seen = visible(cells, pixels, target_depth)
     index = places(cells.pixel, pixels)
     share = cells.facing.square() * seen
-    if weights is not None:
-        believed = weights.detach().reshape(b, -1)[:, cells.source]
+    if believed is not None:
         share, seen = share * believed, seen & (believed > 0)
-    flat = values.transpose(1, 2).reshape(b, c, n * h * w)
     total = share.new_zeros(b, 2 * pixels).scatter_add(1, index, share)[:, :pixels]
     count = share.new_zeros(b, 2 * pixels).scatter_add(1, index, seen.to(share))[:, :pixels]
-    contributions = flat[:, :, cells.source] * share.to(flat)[:, None]
-    summed = flat.new_zeros(b, c, 2 * pixels).scatter_add(2, index[:, None].expand(-1, c, -1), contributions)
+    contributions = values * share.to(values)[:, None]
+    summed = values.new_zeros(b, c, 2 * pixels).scatter_add(2, index[:, None].expand(-1, c, -1), contributions)
     summed = summed[:, :, :pixels]
-    valid = (count >= min_coverage * subdivide**2) & (total > 0)
-    projected = torch.where(valid[:, None], summed / total.clamp(min=1e-12).to(flat)[:, None], 0)
-    return projected.view(b, c, height, width), valid.to(flat).view(b, 1, height, width)
+    valid = (count >= min_cells) & (total > 0)
+    projected = torch.where(valid[:, None], summed / total.clamp(min=1e-12).to(values)[:, None], 0)
+    return projected.view(b, c, height, width), valid.to(values).view(b, 1, height, width)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import choose
 from .triplane_gather import gather_planes
 
 PLANE_AXES = ((0, 1, 2), (0, 2, 1), (2, 1, 0))
@@ -37,7 +38,7 @@ class DecoderWeights(NamedTuple):
     output_bias: Tensor  # (4,)
 
 
-IMPLEMENTATIONS = ("auto", "torch", "gather")
+SAMPLERS = ("auto", "torch", "gather", "triton")
 
 
 def _check_level(planes: Tensor, coords: Tensor) -> None:
@@ -67,6 +68,26 @@ def _sample_level(planes: Tensor, coords: Tensor, axes: PlaneAxes) -> Tensor:
     return features.reshape(*planes.shape[:3], -1)
 
 
+def check_levels(
+    planes: Tensor | list[Tensor] | tuple[Tensor, ...], coords: Tensor, reduce: str, level_reduce: str
+) -> list[Tensor]:
+    """The levels of a pyramid as a list, when they and the reductions are good. Raises: ValueError."""
+    levels = list(planes) if isinstance(planes, (list, tuple)) else [planes]
+    if not levels:
+        raise ValueError("planes is an empty list; give at least one level.")
+    for name, how in (("reduce", reduce), ("level_reduce", level_reduce)):
+        if how not in ("mean", "sum"):
+            raise ValueError(f"{name} must be 'mean' or 'sum', got '{how}'.")
+    for level in levels:
+        _check_level(level, coords)
+    return levels
+
+
+def look_up_divisor(levels: int, reduce: str, level_reduce: str) -> int:
+    """By what the sum of all look-ups is divided."""
+    return (3 if reduce == "mean" else 1) * (levels if level_reduce == "mean" else 1)
+
+
 def sample_planes(
     planes: Tensor | list[Tensor] | tuple[Tensor, ...],
     coords: Tensor,
@@ -90,32 +111,49 @@ def sample_planes(
         level_reduce: "sum" or "mean" over the levels of a pyramid (Portrait3D: mean).
         axes: which coordinates each plane reads, see the module text.
         implementation: "torch" (`grid_sample`, the reference), "gather" (`ops.triplane_gather`, several times faster on
-            a CPU) or "auto": gather on a CPU where it pays. They agree to rounding, in value and gradients.
+            a CPU), "triton" (`ops.triplane_triton`, on a GPU; no gradient for coords) or "auto": gather on a CPU where
+            it pays, Triton where it can. They agree to rounding, in value and gradients.
 
     Returns: (B,N,C). Once differentiable in planes and coords; PyTorch's grid_sample has no second derivative.
-    Raises: ValueError for wrong shapes or reductions.
+    Raises: ValueError for wrong shapes or reductions; EnvironmentProblem where Triton is asked for and cannot run.
     """
-    levels = list(planes) if isinstance(planes, (list, tuple)) else [planes]
-    if not levels:
-        raise ValueError("planes is an empty list; give at least one level.")
-    for name, how in (("reduce", reduce), ("level_reduce", level_reduce)):
-        if how not in ("mean", "sum"):
-            raise ValueError(f"{name} must be 'mean' or 'sum', got '{how}'.")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{implementation}'.")
-    for level in levels:
-        _check_level(level, coords)
-    divisor = (3 if reduce == "mean" else 1) * (len(levels) if level_reduce == "mean" else 1)
+    levels = check_levels(planes, coords, reduce, level_reduce)
+    if implementation not in SAMPLERS:
+        raise ValueError(f"implementation must be one of {', '.join(SAMPLERS)}, got '{implementation}'.")
+    divisor = look_up_divisor(len(levels), reduce, level_reduce)
     if implementation == "gather" or (implementation == "auto" and _gather_pays(levels, coords)):
         total = gather_planes(levels, coords, axes)
+    elif implementation == "triton" or (implementation == "auto" and coords.device.type == "cuda"):
+        total = _sample_fast(levels, coords, axes, implementation)
     else:
-        total = sum(_sample_level(level, coords, axes).sum(dim=1) for level in levels).transpose(1, 2)
+        total = _sample_torch(levels, coords, axes)
     return total / divisor if divisor != 1 else total
 
 
+def _sample_torch(levels: list[Tensor], coords: Tensor, axes: PlaneAxes) -> Tensor:
+    """Sum of the look-ups (B,N,C) by `grid_sample`."""
+    return sum(_sample_level(level, coords, axes).sum(dim=1) for level in levels).transpose(1, 2)
+
+
+def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implementation: str) -> Tensor:
+    """The same by Triton, or as `auto` chooses."""
+    unfit = None
+    if coords.requires_grad:
+        unfit = "it has no gradient with respect to coordinates"
+    elif levels[0].dtype == torch.float64 or levels[0].shape[2] & (levels[0].shape[2] - 1):
+        unfit = "it reads planes of at most 32 bits with a power of two of channels"
+    if choose("plane sampling", implementation, coords.device, ("triton", "torch"), unfit) == "torch":
+        return _sample_torch(levels, coords, axes)
+    from .triplane_triton import SampleTriplanes
+
+    return 3 * sum(SampleTriplanes.apply(level, coords, axes, level.dtype) for level in levels)  # it takes the mean
+
+
 def _gather_pays(levels: list[Tensor], coords: Tensor) -> bool:
-    """On a CPU, for many points (the table is built on every call) and at least 16 channels."""
+    """On a CPU, for many points (every call builds the table, of grids with all layers) and at least 16 channels."""
     first = levels[0]
+    if first.ndim == 6 and 16 * coords.shape[1] < first[:, :, 0].numel():
+        return False
     wide = first.dtype in (torch.float32, torch.float64) and coords.dtype == first.dtype
     return first.device.type == "cpu" and wide and first.shape[2] >= 16 and coords.shape[1] >= 4096
 

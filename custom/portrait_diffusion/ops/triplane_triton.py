@@ -47,15 +47,12 @@ def _layer(kz: tl.constexpr, z0, fz, D: tl.constexpr):
 
 
 @triton.jit
-def _forward(
-    planes, coords, out, n_points, height, width,
+def gather_level(
+    planes, coords, base, mask, b, height, width,
     axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = n < n_points
+    """Sum (BLOCK_N, C) over the planes of one level, float32; `base`: where in `coords` each point's numbers start."""
     c = tl.arange(0, C)
-    base = (b * n_points + n).to(tl.int64) * 3
     total = tl.zeros((BLOCK_N, C), dtype=tl.float32)
     for p in tl.static_range(P):
         x0, fx = _texel(_coordinate(coords, base, mask, 3 * p, axes), width)
@@ -73,27 +70,16 @@ def _forward(
                     weight *= wz
                 value = tl.load(plane + offset[:, None] * C + c[None, :], mask=inside[:, None], other=0.0)
                 total += value.to(tl.float32) * weight[:, None]
-    total = total / 3.0
-    tl.store(
-        out + (b * n_points + n).to(tl.int64)[:, None] * C + c[None, :],
-        total.to(out.dtype.element_ty),
-        mask=mask[:, None],
-    )
+    return total
 
 
 @triton.jit
-def _backward(
-    grad_planes, coords, grad_out, n_points, height, width,
-    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
+def scatter_level(
+    grad_planes, grad, coords, base, mask, b, height, width,
+    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = n < n_points
+    """Adjoint of `gather_level`: adds gradients (BLOCK_N, C) to those of the planes, float32."""
     c = tl.arange(0, C)
-    rows = (b * n_points + n).to(tl.int64)
-    base = rows * 3
-    grad = tl.load(grad_out + rows[:, None] * C + c[None, :], mask=mask[:, None], other=0.0)
-    grad = grad.to(tl.float32) / 3.0
     for p in tl.static_range(P):
         x0, fx = _texel(_coordinate(coords, base, mask, 3 * p, axes), width)
         y0, fy = _texel(_coordinate(coords, base, mask, 3 * p + 1, axes), height)
@@ -110,6 +96,34 @@ def _backward(
                     weight *= wz
                 target = plane + offset[:, None] * C + c[None, :]
                 tl.atomic_add(target, grad * weight[:, None], mask=inside[:, None], sem="relaxed")
+
+
+@triton.jit
+def _forward(
+    planes, coords, out, n_points, height, width,
+    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = n < n_points
+    rows = (b * n_points + n).to(tl.int64)
+    total = gather_level(planes, coords, rows * 3, mask, b, height, width, axes, P, D, C, BLOCK_N) / 3.0
+    target = out + rows[:, None] * C + tl.arange(0, C)[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=mask[:, None])
+
+
+@triton.jit
+def _backward(
+    grad_planes, coords, grad_out, n_points, height, width,
+    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = n < n_points
+    rows = (b * n_points + n).to(tl.int64)
+    grad = tl.load(grad_out + rows[:, None] * C + tl.arange(0, C)[None, :], mask=mask[:, None], other=0.0)
+    grad = grad.to(tl.float32) / 3.0
+    scatter_level(grad_planes, grad, coords, rows * 3, mask, b, height, width, axes, P, D, C)
 
 
 def pack_axes(plane_axes) -> int:

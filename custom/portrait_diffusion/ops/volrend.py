@@ -13,6 +13,10 @@ from torch import Tensor
 FieldFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps world points (*B,N,3) to density (*B,N,1) >= 0 and colour (*B,N,3)."""
 
+SampleFn = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps rays_o, rays_d (*B,R,3), near and far (*B,R,1) to distances (*B,R,S), ascending, and the borders (*B,R,S+1) of
+their intervals, without gradients; see `ops.occupancy`."""
+
 OPACITY_EPS = 1e-6
 """Depth is not defined (and reported as 0) where opacity is at most this."""
 
@@ -113,14 +117,38 @@ def importance_samples(
 
     Returns: (...,n) ascending. Detached: no gradient flows to edges or weights.
     """
+    shape = (*edges.shape[:-1], n)
+    offset = 0.5 if generator is None else _uniform(shape, generator, edges)
+    u = (torch.arange(n, device=edges.device, dtype=edges.dtype) + offset) / n
+    return _quantiles(edges, weights, u.expand(shape))
+
+
+def quantile_strata(
+    edges: Tensor, weights: Tensor, n: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """One sample in each of n strata that hold equal shares of a histogram: narrow where its weights are.
+
+    The strata, not the samples' neighbours, say for which interval a sample stands, so that in each of them it is as
+    likely anywhere.
+
+    Args: as of `importance_samples`; without a generator the middles.
+    Returns: t (...,n) ascending, borders (...,n+1) of the strata from the first edge to the last. Detached.
+    """
+    u = torch.arange(1, n, device=edges.device, dtype=edges.dtype) / n
+    inner = _quantiles(edges, weights, u.expand(*edges.shape[:-1], n - 1))
+    strata = torch.cat([edges[..., :1], inner, edges[..., -1:]], dim=-1).detach()
+    place = 0.5 if generator is None else _uniform((*edges.shape[:-1], n), generator, edges)
+    return strata[..., :-1] + (strata[..., 1:] - strata[..., :-1]) * place, strata
+
+
+def _quantiles(edges: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution of a histogram at u (...,n) in [0, 1], ascending."""
     edges, weights = edges.detach(), weights.detach()
     total = weights.sum(-1, keepdim=True)
     pdf = torch.where(total > 0, weights, torch.ones_like(weights))
     cdf = torch.cumsum(pdf, dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf / cdf[..., -1:]], dim=-1)  # (...,S+1)
-    shape = (*edges.shape[:-1], n)
-    offset = 0.5 if generator is None else _uniform(shape, generator, edges)
-    u = ((torch.arange(n, device=edges.device, dtype=edges.dtype) + offset) / n).expand(shape).contiguous()
+    u = u.contiguous()
     upper = torch.searchsorted(cdf.contiguous(), u, right=True).clamp(1, weights.shape[-1])
     low, high = cdf.gather(-1, upper - 1), cdf.gather(-1, upper)
     width = high - low
@@ -196,17 +224,23 @@ def _sample_field(field_fn: FieldFn, rays_o: Tensor, rays_d: Tensor, t: Tensor) 
     return density.unflatten(-2, t.shape[-2:]), colour.unflatten(-2, t.shape[-2:])
 
 
-def _render_hits(field_fn, rays_o, rays_d, near, far, n_coarse, n_fine, generator) -> dict[str, Tensor]:
+def _two_passes(field_fn, rays_o, rays_d, near, far, n_coarse, n_fine, generator) -> tuple:
+    """Samples with the field itself as coarse pass: t, edges, density, colour."""
     t, edges = stratified_samples(near, far, n_coarse, generator)
     density, colour = _sample_field(field_fn, rays_o, rays_d, t)
-    if n_fine > 0:
-        with torch.no_grad():
-            deltas = edges[..., 1:] - edges[..., :-1]
-            coarse_weights = composite(density, colour, t, deltas)[3]
-            t_fine = importance_samples(edges, smooth_weights(coarse_weights), n_fine, generator).to(t)
-        fine = _sample_field(field_fn, rays_o, rays_d, t_fine)
-        t, density, colour = merge_samples(t, t_fine, (density, fine[0]), (colour, fine[1]))
-        edges = interval_edges(t, near, far)
+    if n_fine == 0:
+        return t, edges, density, colour
+    with torch.no_grad():
+        deltas = edges[..., 1:] - edges[..., :-1]
+        coarse_weights = composite(density, colour, t, deltas)[3]
+        t_fine = importance_samples(edges, smooth_weights(coarse_weights), n_fine, generator).to(t)
+    fine = _sample_field(field_fn, rays_o, rays_d, t_fine)
+    t, density, colour = merge_samples(t, t_fine, (density, fine[0]), (colour, fine[1]))
+    return t, interval_edges(t, near, far), density, colour
+
+
+def _render_hits(samples: tuple) -> dict[str, Tensor]:
+    t, edges, density, colour = samples
     deltas = edges[..., 1:] - edges[..., :-1]
     rgb, opacity, depth, weights = composite(density, colour, t, deltas)
     z_variance = (weights * (t - depth) ** 2).sum(-1, keepdim=True)
@@ -225,6 +259,8 @@ def render_rays(
     n_fine: int = 0,
     generator: torch.Generator | None = None,
     compact: bool = True,
+    sample_fn: SampleFn | None = None,
+    skip: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Render rays through a field bounded by the upright cylinder: a uniform pass, then one where matter is.
 
@@ -238,6 +274,8 @@ def render_rays(
         n_coarse, n_fine: samples per ray of the two passes; n_coarse >= 1, n_fine >= 0.
         generator: random samples; None is deterministic.
         compact: evaluate only rays that hit the cylinder (in any batch item); costs one device synchronisation.
+        sample_fn: where the field is asked in the place of the two passes; n_coarse and n_fine then say nothing.
+        skip: (*B,R,1) bool, rays that count as misses.
 
     Returns: dict with, for rays that miss, all zeros:
         rgb (*B,R,3) premultiplied foreground, opacity (*B,R,1), depth (*B,R,1) expected distance (0 where nothing is),
@@ -246,17 +284,24 @@ def render_rays(
     if n_coarse < 1 or n_fine < 0:
         raise ValueError(f"n_coarse must be >= 1 and n_fine >= 0, got {n_coarse} and {n_fine}.")
     near, far, hit = ray_cylinder(rays_o, rays_d, radius)
-    n_rays = rays_o.shape[-2]
+    if skip is not None:
+        near, far, hit = (torch.where(skip, torch.zeros_like(x), x) for x in (near, far, hit))
+
+    def render(*rays: Tensor) -> dict[str, Tensor]:
+        if sample_fn is None:
+            return _render_hits(_two_passes(field_fn, *rays, n_coarse, n_fine, generator))
+        t, edges = sample_fn(*rays)
+        return _render_hits((t, edges, *_sample_field(field_fn, *rays[:2], t)))
+
+    rays, n_rays = (rays_o, rays_d, near, far), rays_o.shape[-2]
     if not compact:
-        out = _render_hits(field_fn, rays_o, rays_d, near, far, n_coarse, n_fine, generator)
-        return out  # near = far = 0 for missed rays, so their intervals have length 0 and their weights are 0
+        return render(*rays)  # near = far = 0 for missed rays, so their intervals have length 0 and their weights are 0
     keep = hit.reshape(-1, n_rays).any(dim=0).nonzero()[:, 0]
     if len(keep) == 0 < n_rays:  # one empty interval, so that a field never sees zero points
         keep = torch.zeros(1, dtype=torch.int64, device=rays_o.device)
     if len(keep) == n_rays:
-        return _render_hits(field_fn, rays_o, rays_d, near, far, n_coarse, n_fine, generator)
-    kept = (x.index_select(-2, keep) for x in (rays_o, rays_d, near, far))
-    out = _render_hits(field_fn, *kept, n_coarse, n_fine, generator)
+        return render(*rays)
+    out = render(*(x.index_select(-2, keep) for x in rays))
     return {key: _scatter_rays(value, keep, n_rays) for key, value in out.items()}
 
 

@@ -5,7 +5,6 @@ condition: the denoiser itself reads the references, noised to the same timestep
 their tokens as well as to their own (K, V = [self; bank]), closed by view angle. Text takes the place of camera tokens.
 """
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from ...errors import EnvironmentProblem, UsageError
 from ...optional import require
 from .conditions import References
 from .implicit import NEVER, self_attentions
-from .model import HPDM, behind_zeros
+from .model import HPDM, behind_zeros, rows_of
 
 LAYOUTS = ("tile", "inpaint")
 
@@ -59,8 +58,9 @@ def control_image(explicit: Tensor, layout: str) -> Tensor:
 class ReferenceAttention:
     """Lets a denoiser's self-attentions record their input, or attend to recorded tokens besides their own.
 
-    Set `mode` to ``write``, ``read`` or None. Read are `bank` {name: (B, R L, C)} and `bias` (B, R), which is added to
-    the logits of each reference's tokens.
+    Set `mode` to ``write``, ``read`` or None. Read are `bank` {name: (G, R L, C)}, or one row of it for all, and `bias`
+    (G, R), which is added to the logits of each reference's tokens; they are for the last G rows, and the rows before
+    attend to themselves alone.
     """
 
     def __init__(self, network: nn.Module):
@@ -68,23 +68,30 @@ class ReferenceAttention:
         self.bank: dict[str, Tensor] = {}
         self.bias: Tensor | None = None
         for name, module in self_attentions(network).items():
-            module.register_forward_pre_hook(partial(self._hook, name), with_kwargs=True)
+            module.set_processor(ReferenceProcessor(self, name, module.processor))
 
-    def _hook(self, name: str, module: nn.Module, args: tuple, kwargs: dict):
-        x = args[0]
-        if self.mode == "write":
-            self.bank[name] = x
-        elif self.mode == "read":
-            own = self.bias.new_zeros(len(x), x.shape[1])
-            kwargs = kwargs | {
-                "encoder_hidden_states": torch.cat([x, self.bank[name].to(x)], dim=1),
-                "attention_mask": torch.cat([own, self._spread(name)], dim=1).to(x)[:, None],
-            }
-        return args, kwargs
 
-    def _spread(self, name: str) -> Tensor:
-        """The bias per reference (B, R) for every token of the bank (B, R L)."""
-        return self.bias.repeat_interleave(self.bank[name].shape[1] // self.bias.shape[1], dim=1)
+class ReferenceProcessor:
+    """A self-attention's processor with the recording and the reading of `ReferenceAttention` around it."""
+
+    def __init__(self, owner: ReferenceAttention, name: str, inner):
+        self.owner, self.name, self.inner = owner, name, inner
+
+    def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, **kwargs):
+        owner = self.owner
+        if owner.mode == "write":
+            owner.bank[self.name] = hidden_states
+        if owner.mode != "read":
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        closed = len(hidden_states) - len(owner.bias)
+        x, bank = hidden_states[closed:], owner.bank[self.name].to(hidden_states)
+        bias = owner.bias.repeat_interleave(bank.shape[1] // owner.bias.shape[1], dim=1)  # for every token (G, R L)
+        tokens = torch.cat([x, bank.expand(len(x), -1, -1)], dim=1)
+        mask = torch.cat([bias.new_zeros(len(x), x.shape[1]), bias], dim=1).to(x)[:, None]
+        out = self.inner(attn, x, tokens, mask, **kwargs)
+        if closed == 0:
+            return out
+        return torch.cat([self.inner(attn, hidden_states[:closed], None, None, **kwargs), out])
 
 
 class AssembledHPDM(HPDM):
@@ -110,6 +117,7 @@ class AssembledHPDM(HPDM):
         self.controls = nn.ModuleList([control for control, _, _ in controls])
         self.layouts = [(layout, scale) for _, layout, scale in controls]
         self.attention = ReferenceAttention(unet) if reference_attention else None
+        self._noise: tuple | None = None
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
         self.register_buffer("tokens", tokens.clone(), persistent=False)
         self.register_buffer("plain_tokens", plain_tokens.clone(), persistent=False)
@@ -134,14 +142,18 @@ class AssembledHPDM(HPDM):
         sample, tokens = noisy.to(self.unet.dtype), tokens.to(self.unet.dtype)
         residuals: dict = {}
         if explicit is not None and len(self.controls) and plain < len(sample):
-            down, mid = self._control(sample[plain:], timesteps[plain:], tokens[plain:], explicit)
+            # the ControlNets see no reference: rows that differ in these alone are the same to them
+            seen, again = slice(plain, plain + len(explicit)), (len(sample) - plain) // len(explicit)
+            steps = timesteps[seen] if len(timesteps) > 1 else timesteps
+            down, mid = self._control(sample[seen], steps, tokens[seen], explicit)
+            down, mid = [x.repeat(again, 1, 1, 1) for x in down], mid.repeat(again, 1, 1, 1)
             residuals = {
                 "down_block_additional_residuals": [behind_zeros(x, plain) for x in down],
                 "mid_block_additional_residual": behind_zeros(mid, plain),
             }
         if bank is None or self.attention is None or plain == len(sample):
             return self.unet(sample, timesteps, tokens, **residuals).sample
-        self._write(bank, timesteps[plain:], plain, gate)
+        self._write(bank, rows_of(timesteps, len(sample) - len(gate)), gate)
         self.attention.mode = "read"
         try:
             return self.unet(sample, timesteps, tokens, **residuals).sample
@@ -157,23 +169,35 @@ class AssembledHPDM(HPDM):
             total = (down, mid) if total is None else ([a + b for a, b in zip(total[0], down)], total[1] + mid)
         return total
 
-    def _write(self, bank: dict[str, Tensor], timesteps: Tensor, plain: int, gate: Tensor) -> None:
-        """Let the denoiser read the references at the rows' timesteps, with the same noise on every call."""
-        b, r = bank["latents"].shape[:2]
-        latents = bank["latents"].flatten(0, 1).float()
-        steps = timesteps.repeat_interleave(r)
-        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(latents)
-        noised = self.add_noise(latents, noise[None].expand_as(latents), steps).to(self.unet.dtype)
+    def _write(self, bank: dict[str, Tensor], timesteps: Tensor, gate: Tensor) -> None:
+        """Let the denoiser read the references at the rows' timesteps, with the same noise on every call.
+
+        Rows with one timestep and the same references (one row, or one expanded to all) read them once.
+        """
+        latents, tokens = bank["latents"], bank["tokens"]
+        if len(timesteps) == 1 and (len(latents) == 1 or latents.stride(0) == 0):
+            latents, tokens = latents[:1], tokens[:1]
+        b, r = latents.shape[:2]
+        flat = latents.flatten(0, 1).float()
+        steps = timesteps.expand(b).repeat_interleave(r, output_size=b * r)
+        noised = self.add_noise(flat, self._noise_like(flat), steps).to(self.unet.dtype)
         self.attention.mode = "write"
         try:
-            self.unet(noised, steps, bank["tokens"].flatten(0, 1).to(noised))
+            self.unet(noised, steps, tokens.flatten(0, 1).to(noised))
         finally:
             self.attention.mode = None
         self.attention.bank = {
-            name: behind_zeros(x.unflatten(0, (b, r)).flatten(1, 2), plain) for name, x in self.attention.bank.items()
+            name: x.unflatten(0, (b, r)).flatten(1, 2) for name, x in self.attention.bank.items()
         }
-        bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
-        self.attention.bias = torch.cat([bias.new_full((plain, r), NEVER), bias])
+        self.attention.bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
+
+    def _noise_like(self, latents: Tensor) -> Tensor:
+        """The references' noise (1, C, h, w), drawn once on the CPU so that every device has the same."""
+        key = (latents.shape[1:], latents.device)
+        if self._noise is None or self._noise[0] != key:
+            drawn = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0))
+            self._noise = key, drawn.to(latents)[None]
+        return self._noise[1]
 
 
 def embed_prompt(base: str, prompt: str, offline: bool) -> Tensor:

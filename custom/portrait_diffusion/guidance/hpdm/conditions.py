@@ -54,7 +54,9 @@ class Conditions:
         """The same B views so many times, one set after the other."""
 
         def again(x: Tensor | None) -> Tensor | None:
-            return None if x is None else torch.cat([x] * count)
+            if x is None or x.stride(0) != 0:
+                return None if x is None else torch.cat([x] * count)
+            return x[:1].expand(count * len(x), *x.shape[1:])  # the same for all rows
 
         told = self.references
         if told is not None:

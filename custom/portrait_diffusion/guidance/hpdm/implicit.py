@@ -7,6 +7,7 @@ self-attention through a residual block whose last layer starts at zero.
 """
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -111,10 +112,12 @@ class ImplicitBranch(ModelMixin, ConfigMixin):
     def _merge(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         if self.bank is None:
             return output
-        return output + self.merges[name.replace(".", "/")](args[0], self.bank[name], self.gate)
+        closed = len(output) - len(self.gate)
+        seen = self.merges[name.replace(".", "/")](args[0][closed:], self.bank[name], self.gate)
+        return output + seen if closed == 0 else torch.cat([output[:closed], output[closed:] + seen])
 
     def set(self, bank: dict[str, Tensor] | None, gate: Tensor | None = None) -> None:
-        """The bank {name: (B, R, L, C)} and gate (B, R) of the next runs; None for none."""
+        """The bank {name: (G, R, L, C)} and gate (G, R) of the next runs' last G rows; None for none."""
         self.bank, self.gate = bank, gate
 
     def forward(self, *args, **kwargs):

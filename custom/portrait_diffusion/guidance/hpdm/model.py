@@ -19,11 +19,15 @@ from .implicit import ImplicitBranch, Recorder
 
 @dataclass
 class Prediction:
-    """What the denoiser says of noisy latents, all (B, C, h, w): its output, the noise in them, the clean latents."""
+    """What the denoiser says of noisy latents, all (B, C, h, w): its output, the noise in them, the clean latents.
+
+    `alone` is the noise that it sees without conditions, where that was computed on the way.
+    """
 
     output: Tensor
     noise: Tensor
     clean: Tensor
+    alone: Tensor | None = None
 
 
 class HPDM(nn.Module):
@@ -105,10 +109,11 @@ class HPDM(nn.Module):
         """Raw output of the denoiser.
 
         Args:
-            noisy: (B, C, h, w); timesteps: (B,); tokens: (B, L, D).
-            explicit: (B - plain, 11, H, W); None is an empty picture. Without it and without a bank the Explicit-Branch
-                is not run.
-            bank, gate: of `bank`, {name: (B - plain, R, L, C)} and (B - plain, R); None is no implicit condition.
+            noisy: (B, C, h, w); timesteps: (B,), or (1,) for all rows; tokens: (B, L, D).
+            explicit: (E, 11, H, W) for the B - plain last rows; where E is less, those rows are the same E noisy
+                latents, timesteps and tokens again and again. None is an empty picture. Without it and without a bank
+                the Explicit-Branch is not run.
+            bank, gate: of `bank`, {name: (G, R, L, C)} and (G, R), for the last G rows; None is no implicit condition.
             plain: so many first rows see neither condition.
         """
         sample, tokens = noisy.to(self.unet.dtype), tokens.to(self.unet.dtype)
@@ -117,10 +122,11 @@ class HPDM(nn.Module):
         if explicit is None:
             side = [s * self.factor for s in sample.shape[-2:]]
             explicit = sample.new_zeros(len(sample) - plain, self.explicit.config.conditioning_channels, *side)
+        told = explicit.to(sample.dtype).repeat((len(sample) - plain) // len(explicit), 1, 1, 1)
         self.implicit.set(bank, gate)
         try:
             down, mid = self.explicit(
-                sample[plain:], timesteps[plain:], tokens[plain:], explicit.to(sample.dtype), return_dict=False
+                sample[plain:], rows_of(timesteps, plain), tokens[plain:], told, return_dict=False
             )
         finally:
             self.implicit.set(None)
@@ -141,7 +147,7 @@ class HPDM(nn.Module):
         three terms only those whose factor is not 0 are computed, in one batch.
 
         Args:
-            noisy (B, C, h, w), timesteps (B,).
+            noisy (B, C, h, w); timesteps (B,), or (1,) for all rows.
             conditions: where one of the two is None its term drops out.
             explicit_scale, implicit_scale: s_1 and s_2.
             bank: of `bank(conditions.references)`, to reuse over steps; None computes it.
@@ -154,23 +160,20 @@ class HPDM(nn.Module):
         b, rows = len(noisy), [name for name, factor in factors.items() if factor != 0]
         plain = b * ("none" in rows)
         conditioned = [name for name in rows if name != "none"]
-        explicit = gate = None
-        if conditioned:
-            if conditions.explicit is not None:
-                explicit = conditions.explicit.repeat(len(conditioned), 1, 1, 1)
-            if "both" in rows and references is not None:
-                closed = torch.zeros_like(references.gate)
-                gate = torch.cat([references.gate if name == "both" else closed for name in conditioned])
-                bank = {name: torch.cat([x] * len(conditioned)) for name, x in bank.items()}
+        explicit = conditions.explicit if conditioned else None
+        gate = references.gate if "both" in rows and references is not None else None  # of the last B rows
         n = len(rows)
         unconditional = conditions.tokens if conditions.plain_tokens is None else conditions.plain_tokens
         tokens = torch.cat([unconditional if name == "none" else conditions.tokens for name in rows])
+        steps = timesteps if len(timesteps) < b else timesteps.repeat(n)
         output = self.denoise(
-            noisy.repeat(n, 1, 1, 1), timesteps.repeat(n), tokens, explicit, bank if gate is not None else None, gate,
-            plain,
-        )  # fmt: skip
-        output = sum(factors[name] * part for name, part in zip(rows, output.to(noisy.dtype).chunk(n), strict=True))
-        return self.interpret(output, noisy, timesteps)
+            noisy.repeat(n, 1, 1, 1), steps, tokens, explicit, None if gate is None else bank, gate, plain
+        )
+        parts = dict(zip(rows, output.to(noisy.dtype).chunk(n), strict=True))
+        found = self.interpret(sum(factors[name] * part for name, part in parts.items()), noisy, timesteps)
+        if "none" in parts:
+            found.alone = self.interpret(parts["none"], noisy, timesteps).noise
+        return found
 
     def interpret(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Prediction:
         """Noise and clean latents from the denoiser's output, whatever it predicts.
@@ -201,6 +204,11 @@ def guidance_factors(explicit_scale: float, implicit_scale: float, explicit: boo
     if s1 is None:
         return {"none": 1.0 - s2, "explicit": 0.0, "both": s2}
     return {"none": 1.0 - s1, "explicit": s1 - s2, "both": s2}
+
+
+def rows_of(timesteps: Tensor, start: int) -> Tensor:
+    """Timesteps (B - start,) of the rows from `start` on; one for all rows (1,) stays one."""
+    return timesteps[start:] if len(timesteps) > 1 else timesteps
 
 
 def behind_zeros(x: Tensor, rows: int) -> Tensor:

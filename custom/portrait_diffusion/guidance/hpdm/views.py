@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...ops.projection import forward_project
+from ...ops.projection import project_cells, source_cells
 from .conditions import Conditions, References, angle_gate, explicit_image, geometry_maps
 from .model import HPDM
 
@@ -51,8 +51,15 @@ class Target:
     opacity: Tensor | None = None
 
 
+SUBDIVIDE = 3
+"""Cells along the side of a known view's pixel."""
+MIN_COVERAGE = 0.25
+"""Share of a pixel's cells that a target pixel must have received to be valid."""
+
+
 class KnownViews:
-    """Views with everything that can be computed once: latents, geometry maps and the reference network's tokens.
+    """Views with everything that can be computed once: latents, geometry maps, the reference network's tokens, and the
+    cells of their surfaces with colours, ready to be projected.
 
     Args: model; views on its device; gate_floor: what a reference counts at least, from any angle; None is the model's.
     """
@@ -64,6 +71,11 @@ class KnownViews:
         self.maps = geometry_maps(views.depth, views.normals, views.opacity, views.c2w, views.fovy, views.crop)
         self.latents, self.tokens = model.encode(views.rgb), model.cameras(views.c2w)
         self.bank = model.bank(self.references(torch.ones(1, len(views), device=views.rgb.device)))
+        crop = None if views.crop is None else views.crop[None]
+        cells = source_cells(views.depth[None], views.c2w[None], views.fovy[None], SUBDIVIDE, crop)
+        solid = (views.opacity > 0.5).flatten()
+        self.cells = cells.kept(solid[cells.source])  # background and what is seen at a grazing angle never projects
+        self.colours = views.rgb.transpose(0, 1).flatten(1)[None, :, self.cells.source]  # (1, 3, M)
 
     def references(self, gate: Tensor) -> References:
         """All views as references of B rows; gate (B, N)."""
@@ -78,13 +90,10 @@ class KnownViews:
         size = v.rgb.shape[-1]
         picture = references = None
 
-        def repeat(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[None].expand(b, *x.shape)
-
         if explicit:
-            projected, valid = forward_project(
-                repeat(v.rgb), repeat(v.depth), repeat(v.c2w), repeat(v.fovy), target.c2w, target.fovy, size, size,
-                target_depth=target.depth, weights=repeat((v.opacity > 0.5).to(v.rgb)), crop=repeat(v.crop),
+            projected, valid = project_cells(
+                self.cells, self.colours, target.c2w, target.fovy, size, size, target.depth, None,
+                MIN_COVERAGE * SUBDIVIDE**2,
             )  # fmt: skip
             known = None not in (target.depth, target.normals, target.opacity)
             maps = projected.new_zeros(b, self.maps.shape[1], size, size)

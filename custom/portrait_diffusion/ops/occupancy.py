@@ -1,0 +1,95 @@
+"""Empty-space skipping: a grid of densities that says, without the field, where along a ray there is something to see.
+
+The grid plays the part of a coarse pass. It is looked up at many places of a ray, which costs a few bytes each; its
+emission-absorption weights then say where the field itself is asked. Weights hold transmittance, so nothing is asked
+behind what is opaque (early termination), and hardly anything in empty space.
+"""
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .volrend import OPACITY_EPS, SampleFn, quantile_strata, ray_cylinder, stratified_samples
+
+SEEN = 1e-3
+"""Optical depth through the widened grid below which a ray counts as empty."""
+UNIFORM_SHARE = 0.25
+"""Part of the samples that is spread evenly over a ray, so that what the grid has missed is found again."""
+REACH = 2
+"""Look-ups before and after a place with weight that count as much as it: the grid knows surfaces only roughly."""
+
+
+@torch.no_grad()
+def density_grid(density_fn: Callable[[Tensor], Tensor], radius: float, resolution: int, like: Tensor) -> Tensor:
+    """Densities at the centres of the cells of the cube ``[-radius, radius]^3``.
+
+    Args:
+        density_fn: world points (N,3) to density (N,1).
+        radius: scene units. resolution: cells along an edge.
+        like: gives device and data type.
+
+    Returns: (R,R,R), indexed by z, y, x.
+    """
+    centres = ((torch.arange(resolution, device=like.device, dtype=like.dtype) + 0.5) / resolution * 2 - 1) * radius
+    rows = max(1, 262144 // resolution**2)
+    layers = []
+    for z in centres.split(rows):
+        grid = torch.stack(torch.meshgrid(z, centres, centres, indexing="ij"), dim=-1)
+        layers.append(density_fn(grid.flip(-1).reshape(-1, 3)).view(grid.shape[:-1]).to(like))
+    return torch.cat(layers)
+
+
+def grid_density(grid: Tensor, points: Tensor, radius: float) -> Tensor:
+    """Densities (...) between cells, trilinear, at world points (...,3); those outside are 0."""
+    flat = (points / radius).reshape(1, 1, 1, -1, 3).to(grid.dtype)
+    return F.grid_sample(grid[None, None], flat, align_corners=False, padding_mode="zeros").view(points.shape[:-1])
+
+
+def widened(grid: Tensor) -> Tensor:
+    """Every cell as dense as the densest of its 27 neighbours: nothing narrower than two cells is overlooked."""
+    return F.max_pool3d(grid[None, None], 3, stride=1, padding=1)[0, 0]
+
+
+def guide_weights(density: Tensor, deltas: Tensor) -> Tensor:
+    """Histogram for `quantile_strata` from the grid's densities.
+
+    The emission-absorption weights, each raised to the largest within `REACH`, and `UNIFORM_SHARE` of them evenly; even
+    altogether where the grid is empty.
+
+    Args: density, deltas (...,S). Returns: (...,S) >= 0.
+    """
+    optical = density * deltas
+    before = torch.cumsum(optical, dim=-1) - optical
+    weights = torch.exp(-before) * -torch.expm1(-optical)
+    flat = weights.flatten(0, -2)
+    raised = F.max_pool1d(flat[None], 2 * REACH + 1, stride=1, padding=REACH)[0].view(weights.shape)
+    total = raised.sum(-1, keepdim=True)
+    even = UNIFORM_SHARE / (1 - UNIFORM_SHARE) * total / weights.shape[-1]
+    return torch.where(total > OPACITY_EPS, raised + even, torch.ones_like(raised))
+
+
+def guided_samples(grid: Tensor, radius: float, samples: int, generator: torch.Generator | None = None) -> SampleFn:
+    """A `sample_fn` of `volrend.render_rays` that goes by a grid of densities, with one look-up a cell.
+
+    Args: grid: of `density_grid`; samples: of the field, a ray; generator: None is deterministic.
+    """
+
+    @torch.no_grad()
+    def sample(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        t, edges = stratified_samples(near, far, grid.shape[0])
+        density = grid_density(grid, rays_o[..., None, :] + t[..., None] * rays_d[..., None, :], radius)
+        weights = guide_weights(density.to(t), edges[..., 1:] - edges[..., :-1])
+        return quantile_strata(edges, weights, samples, generator)
+
+    return sample
+
+
+@torch.no_grad()
+def sees_matter(grid: Tensor, rays_o: Tensor, rays_d: Tensor, radius: float) -> Tensor:
+    """Whether there is anything along rays (...,3): (...,1) bool; one look-up a cell in the widened grid."""
+    near, far, hit = ray_cylinder(rays_o, rays_d, radius)
+    t, edges = stratified_samples(near, far, grid.shape[0])
+    density = grid_density(widened(grid), rays_o[..., None, :] + t[..., None] * rays_d[..., None, :], radius)
+    optical = (density * (edges[..., 1:] - edges[..., :-1])).sum(-1, keepdim=True)
+    return hit & (optical > SEEN)
