@@ -1,0 +1,96 @@
+"""How often a configuration asks its denoiser, and the same configuration with another number of calls.
+
+A row is one picture that the denoiser looks at: what costs, whatever the batch. The count is a prediction from the
+configuration; `guidance.denoiser_rows` is what a run really needed, and results show both.
+"""
+import copy
+import math
+
+from ..errors import UsageError
+from ..guidance.hpdm.model import guidance_factors
+from ..systems.stages import StageConfig
+
+SCHEDULES = ("guidance", "min_step_percent", "max_step_percent")
+
+
+def rows_a_view(guidance: dict) -> int:
+    """Rows of one prediction of one view: as many as classifier-free guidance has terms."""
+    explicit, implicit = (float(guidance.get(f"{name}_scale", 1.0)) for name in ("explicit", "implicit"))
+    return sum(factor != 0 for factor in guidance_factors(explicit, implicit, True, True).values())
+
+
+def stage_rows(stage: dict, guidance: dict) -> int:
+    """Rows of a stage that knows the photo and other views."""
+    settings = StageConfig(**stage)
+    if settings.guidance == 0:
+        return 0
+    shown = sum(not settings.shows_photo(step) for step in range(settings.steps))
+    rows = rows_a_view(guidance)
+    if settings.painted:
+        every = settings.views_every
+        turns = {step // every if every else 0 for step in range(settings.steps) if not settings.shows_photo(step)}
+        return len(turns) * settings.painted * settings.paint_steps * rows
+    kind = guidance.get("loss_type", "sds")
+    inversion = int(guidance.get("inversion_steps", 8))
+    extra = {"sds": 0, "csd": 1, "sdi": inversion * rows, "ism": inversion + 1}[kind]
+    return shown * settings.views * (rows + extra)
+
+
+def compared_rows(steps: int, views: int, guidance: dict) -> int:
+    """Rows that MV-NRS's comparisons add over so many guided steps of one run."""
+    if guidance.get("noise_sampler_type") != "portrait-diffusion-mvnrs-noise" or guidance.get("loss_type") == "sdi":
+        return 0
+    sampler = guidance.get("noise_sampler") or {}
+    every, candidates = sampler.get("resample_every", 10), sampler.get("candidates", 2)
+    return math.ceil(steps / every) * (candidates - 1) * views * rows_a_view(guidance)
+
+
+def denoiser_rows(system: dict) -> int:
+    """Predicted rows of all stages of a system's configuration; 0 without a guidance."""
+    guidance, total, guided, views = system.get("guidance") or {}, 0, 0, 1
+    if not system.get("guidance_type"):
+        return 0
+    for stage in (system.get("stages") or {}).values():
+        settings = StageConfig(**stage)
+        total += stage_rows(stage, guidance)
+        if settings.guidance != 0 and not settings.painted:
+            guided += sum(not settings.shows_photo(step) for step in range(settings.steps))
+            views = settings.views
+    return total + compared_rows(guided, views, guidance)
+
+
+def stretched(stage: dict, factor: float) -> dict:
+    """A stage with its steps, milestones and the ends of its schedules times a factor."""
+    out = copy.deepcopy(stage)
+    out["steps"] = round(stage.get("steps", 0) * factor)
+    if "milestones" in stage:
+        out["milestones"] = [round(step * factor) for step in stage["milestones"]]
+    for holder in (out, out.get("loss") or {}):
+        for name, value in holder.items():
+            if (name in SCHEDULES or name.startswith("lambda_")) and isinstance(value, list) and len(value) == 4:
+                holder[name] = [round(value[0] * factor), value[1], value[2], round(value[3] * factor)]
+    return out
+
+
+def with_rows(system: dict, rows: int) -> dict:
+    """A system whose stages are stretched by one factor so that its denoiser sees about so many rows.
+
+    The nearest number of steps from below; systems that ask no denoiser stay as they are.
+
+    Raises: UsageError where even the shortest stages need more.
+    """
+    if denoiser_rows(system) == 0:
+        return system
+
+    def at(factor: float) -> dict:
+        return {**system, "stages": {name: stretched(stage, factor) for name, stage in system["stages"].items()}}
+
+    low, high = 0.0, 1.0
+    while denoiser_rows(at(high)) <= rows:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if denoiser_rows(at(middle)) <= rows else (low, middle)
+    if denoiser_rows(at(low)) == 0:
+        raise UsageError(f"{rows} denoiser rows are too few for this configuration; its smallest part needs more.")
+    return at(low)
