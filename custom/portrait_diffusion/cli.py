@@ -440,6 +440,13 @@ def render_benchmark_command(argv: Sequence[str]) -> int:
     return render(list(argv))
 
 
+def evaluate_command(argv: Sequence[str]) -> int:
+    """Options and work: `benchmark.evaluate.main`."""
+    from .benchmark.evaluate import main as evaluate
+
+    return evaluate(argv)
+
+
 def models_parser() -> argparse.ArgumentParser:
     """Options of `models`."""
     parser = argparse.ArgumentParser(
@@ -489,4 +496,5 @@ COMMANDS = {
     "train-matte": train_matte_command,
     "train-hpdm": train_hpdm_command,
     "render-benchmark": render_benchmark_command,
+    "evaluate": evaluate_command,
 }

@@ -72,25 +72,25 @@ def stretched(stage: dict, factor: float) -> dict:
     return out
 
 
-def with_rows(system: dict, rows: int) -> dict:
-    """A system whose stages are stretched by one factor so that its denoiser sees about so many rows.
+def stretched_system(system: dict, factor: float) -> dict:
+    """A system with all its stages `stretched`."""
+    stages = {name: stretched(stage, factor) for name, stage in (system.get("stages") or {}).items()}
+    return {**system, "stages": stages} if stages else system
 
-    The nearest number of steps from below; systems that ask no denoiser stay as they are.
+
+def factor_for(system: dict, rows: int) -> float:
+    """The largest factor of the stages' lengths with which the denoiser sees at most so many rows; 1 without one.
 
     Raises: UsageError where even the shortest stages need more.
     """
     if denoiser_rows(system) == 0:
-        return system
-
-    def at(factor: float) -> dict:
-        return {**system, "stages": {name: stretched(stage, factor) for name, stage in system["stages"].items()}}
-
+        return 1.0
     low, high = 0.0, 1.0
-    while denoiser_rows(at(high)) <= rows:
+    while denoiser_rows(stretched_system(system, high)) <= rows:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if denoiser_rows(at(middle)) <= rows else (low, middle)
-    if denoiser_rows(at(low)) == 0:
+        low, high = (middle, high) if denoiser_rows(stretched_system(system, middle)) <= rows else (low, middle)
+    if denoiser_rows(stretched_system(system, low)) == 0:
         raise UsageError(f"{rows} denoiser rows are too few for this configuration; its smallest part needs more.")
-    return at(low)
+    return low

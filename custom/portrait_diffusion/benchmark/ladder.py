@@ -9,7 +9,7 @@ from ..errors import EnvironmentProblem, UsageError
 from ..preflight import check_run
 from ..schema import read_yaml
 from ..settings import load_pipeline_config
-from .budget import with_rows
+from .budget import factor_for, stretched_system
 
 LADDER = Path(__file__).with_name("ladder.yaml")
 HPDM_GUIDANCE = "portrait-diffusion-hpdm-guidance"
@@ -82,7 +82,8 @@ def make_rungs(ladder: dict, names: list[str] | None = None, rows: int | None = 
         if hpdm and config["system"].get("guidance_type") == HPDM_GUIDANCE:
             config["system"]["guidance"]["pretrained_model_name_or_path"] = hpdm
         if rows is not None:
-            config["system"] = with_rows(config["system"], rows)
+            paced = plain[ladder["rungs"][name].get("length_of", name)]["system"]
+            config["system"] = stretched_system(config["system"], factor_for(paced, rows))
         config["name"] = name
         load_pipeline_config(config)
         entry = ladder["rungs"][name]

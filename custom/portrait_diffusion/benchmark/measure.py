@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import EnvironmentProblem
+from ..errors import EnvironmentProblem, UsageError
 from ..evaluation import image
 from ..evaluation.consistency import flicker, warp_error
 from ..evaluation.distribution import EfficientNetLite0
@@ -20,8 +21,9 @@ from ..evaluation.identity import BACK_AZIMUTH_DEG, behind_scores, detect_faces,
 from ..evaluation.report_metrics import load_perceptual
 from ..evaluation.stlpips import find_weights
 from ..export.renders import RenderFn
-from ..ops.cameras import METRES_PER_UNIT, get_rays
+from ..ops.cameras import METRES_PER_UNIT, get_rays, orbit_c2w
 from ..renderer.volume import unit_normals
+from ..synthetic.views import BENCHMARK_AZIMUTHS, BENCHMARK_ELEVATIONS
 from .truth import Cameras, Pictures, Truth
 
 BINS = {"front": (0.0, 30.0), "side": (30.0, 75.0), "profile": (75.0, 105.0), "back": (105.0, 180.0)}
@@ -31,7 +33,6 @@ FACE_DEG = 75.0
 LEAST_HAIR = 0.01
 """Share of a picture that hair covers at least where hair is compared."""
 WARP_DEG = (15, 30)
-FLICKER_FRAMES = 9
 SURFACE_POINTS = 20000
 CANONICAL = {
     "clip_i": "CLIP weights come with no package; none were given",
@@ -40,6 +41,28 @@ CANONICAL = {
     "second_id": "no second recogniser's weights come with an installed package",
 }
 """Metrics that are named in the protocol and have no weights here, and why."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is measured of a head.
+
+    Attributes: rings of views, of 3 elevations; every n-th azimuth of a ring, 1 or 2; film: frames of each flicker
+        film, odd; vgg: also ST-LPIPS on VGG, the slowest metric.
+    """
+
+    rings: int = 3
+    every: int = 1
+    film: int = 9
+    vgg: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rings <= len(BENCHMARK_ELEVATIONS) or self.every not in (1, 2) or self.film < 3:
+            raise UsageError(f"A scope has rings 1 to 3, every 1 or 2, and a film of 3 or more frames; got {self}.")
+
+    def rows(self) -> list[int]:
+        """Rows of a subject's views that are compared."""
+        return list(range(0, self.rings * len(BENCHMARK_AZIMUTHS), self.every))
 
 
 @dataclass
@@ -51,21 +74,26 @@ class Nets:
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, device: torch.device | str, vgg: bool = True) -> "Nets":
-        """Those whose weights are installed. Args: vgg: also ST-LPIPS on VGG, the slowest of them."""
+    def load(cls, device: torch.device | str, scope: Scope) -> "Nets":
+        """Those whose weights are installed and that the scope wants."""
         nets = cls(reasons=dict(CANONICAL))
-        nets.perceptual = {k: net for k, net in load_perceptual(device).items() if vgg or k != "vgg"}
+        nets.perceptual = {k: net for k, net in load_perceptual(device).items() if scope.vgg or k != "vgg"}
         for name in ("alex", "vgg"):
             if name not in nets.perceptual:
                 try:
                     find_weights(name)
-                    nets.reasons[f"stlpips_{name}"] = "left out by the profile"
+                    nets.reasons[f"stlpips_{name}"] = "the profile leaves it out"
                 except EnvironmentProblem as problem:
                     nets.reasons[f"stlpips_{name}"] = str(problem)
         try:
             nets.features = EfficientNetLite0().to(device)
         except EnvironmentProblem as problem:
             nets.reasons["fd_efflite0"] = str(problem)
+        step = 360 // len(BENCHMARK_AZIMUTHS) * scope.every
+        for degrees in WARP_DEG:
+            if degrees % step:
+                missing = [f"{kind}_warp{of}_{degrees}" for kind in ("self", "truth") for of in ("", "_lpips")]
+                nets.reasons |= dict.fromkeys(missing, f"the profile compares views {step} degrees apart")
         return nets
 
 
@@ -184,11 +212,11 @@ def consistency_metrics(
 
 
 @torch.no_grad()
-def film_metrics(render: RenderFn, size: int, device: torch.device | str) -> dict[str, float]:
+def film_metrics(render: RenderFn, size: int, frames: int, device: torch.device | str) -> dict[str, float]:
     """``flicker_front`` and ``flicker_back``: turning by a degree a frame, in front of the face and behind the head."""
     out = {}
     for name, centre in (("front", 0.0), ("back", 180.0)):
-        cameras = Cameras.ring([centre + k for k in range(-(FLICKER_FRAMES // 2), FLICKER_FRAMES // 2 + 1)], device)
+        cameras = Cameras.ring([centre + k for k in range(-(frames // 2), frames // 2 + 1)], device)
         film = render_views(render, cameras, size)
         out[f"flicker_{name}"] = float(flicker(film.rgb, film.depth, cameras.c2w, cameras.fovy))
     return out
@@ -202,16 +230,42 @@ def surface_points(depth: Tensor, cameras: Cameras, count: int = SURFACE_POINTS)
     return (1000 * METRES_PER_UNIT * points[::step]).cpu().double().numpy()
 
 
-def head_metrics(render: RenderFn, true: Truth, nets: Nets) -> tuple[dict, Pictures]:
-    """All metrics of a head whose truth is known: {metric: value or None}, and its renders."""
+def head_metrics(render: RenderFn, true: Truth, nets: Nets, frames: int) -> tuple[dict, Pictures]:
+    """All metrics of a head whose truth is known: {metric: value or None}, and its renders.
+
+    Args: frames of each flicker film.
+    """
     cameras, size = true.cameras, true.pictures.rgb.shape[-1]
     made = render_views(render, cameras, size)
     out = binned(view_metrics(made, true, nets), cameras.azimuth.tolist(), cameras.elevation.tolist())
     out |= consistency_metrics(made, cameras, nets, true.pictures.depth)
-    out |= film_metrics(render, size, cameras.c2w.device)
+    out |= film_metrics(render, size, frames, cameras.c2w.device)
     out |= surface_distance(surface_points(made.depth, cameras), surface_points(true.pictures.depth, cameras))
     out |= behind_metrics(made.rgb, cameras)
     return finite(out, nets.reasons), made
+
+
+@torch.no_grad()
+def photo_metrics(result, size: int, nets: Nets) -> dict[str, float]:
+    """How well the photo is met by the head from the camera that was fitted, and how far that camera is from the front.
+
+    Returns: ``photo_psnr_db``, ``photo_stlpips_alex``, ``pose_deg``: the angle to the canonical camera, which took the
+        synthetic photos. A head whose camera is wrong is turned against the truth, and all other views pay for it.
+    """
+    prepared, out = result.prepared, result.render_input_fn(size, size)
+    made = (out["comp_rgb_fg"] + 1 - out["opacity"]).clamp(0, 1).permute(0, 3, 1, 2)
+    stacked = torch.cat([prepared.rgb * prepared.alpha + 1 - prepared.alpha, prepared.alpha * prepared.valid], dim=2)
+    small = F.interpolate(
+        stacked.permute(2, 0, 1)[None].to(made), (size, size), mode="bilinear", antialias=True, align_corners=False
+    ).clamp(0, 1)
+    photo, mask = small[:, :3], small[:, 3:]
+    c2w = result.camera.pose()[0].detach().cpu()
+    front = orbit_c2w(torch.zeros(1), torch.zeros(1))
+    cosine = ((c2w[0, :3, :3].T @ front[0, :3, :3]).trace() - 1) / 2
+    found = {"photo_psnr_db": float(image.psnr(made, photo, mask)), "pose_deg": math.degrees(math.acos(min(1, cosine)))}
+    if "alex" in nets.perceptual:
+        found["photo_stlpips_alex"] = float(nets.perceptual["alex"](made, photo, mask))
+    return found
 
 
 def behind_metrics(rgb: Tensor, cameras: Cameras) -> dict[str, float]:

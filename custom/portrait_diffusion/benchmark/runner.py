@@ -17,6 +17,7 @@ from ..files import sha256_file, write_text
 from ..pipeline import run_key
 from ..settings import load_pipeline_config
 from .ladder import Rung, why_not
+from .measure import Scope
 from .records import Item, available_cores, commit, digest, find_photos, read_record
 from .truth import check_group, group_of, set_hash, shard
 
@@ -30,8 +31,8 @@ class Plan:
     """What is run.
 
     Attributes: out: folder of results; items; seeds; rungs; set: folder of the synthetic set, None for photos alone;
-        photos: folder of photos; size of the compared pictures; rings of views that are compared (1 to 3); vgg: also
-        ST-LPIPS on VGG; device, "" for the first GPU or the CPU; jobs: processes; not_run: rungs and why.
+        photos: folder of photos; size of the compared pictures; scope of the measurements; device, "" for the first GPU
+        or the CPU; jobs: processes; not_run: rungs that cannot run here, and why.
     """
 
     out: Path
@@ -41,8 +42,7 @@ class Plan:
     set: Path | None = None
     photos: Path | None = None
     size: int = 128
-    rings: int = 3
-    vgg: bool = True
+    scope: Scope = Scope()
     device: str = ""
     jobs: int = 1
     not_run: dict[str, str] = field(default_factory=dict)
@@ -98,8 +98,8 @@ def result_key(plan: Plan, rung: Rung, item: Item, weights: list[str], photo_sha
     """What a result belongs to: configuration, weights, input, and the way of measuring."""
     typed, raw = load_pipeline_config(rung.config)
     head = run_key(photo_sha256, raw, typed.system.prior)
-    source = photo_sha256 if item.data == "photos" else [set_hash([item.data]), plan.rings]
-    measures = [MEASURES, plan.size, plan.vgg]
+    source = photo_sha256 if item.data == "photos" else set_hash([item.data])
+    measures = [MEASURES, plan.size, asdict(plan.scope)]
     return digest(without_paths(rung.config)["system"], rung.config["data"], head, weights, source, measures)
 
 
@@ -122,7 +122,7 @@ def jobs_of(plan: Plan) -> list[dict]:
                 jobs.append({
                     "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
                     "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
-                    "size": plan.size, "rings": plan.rings, "vgg": plan.vgg, "device": plan.device,
+                    "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
                 })  # fmt: skip
     return jobs
 

@@ -72,9 +72,9 @@ class Cameras:
         angles = zip(self.azimuth.tolist(), self.elevation.tolist())
         return {round(a) % 360: k for k, (a, e) in enumerate(angles) if abs(e) < 1e-3}
 
-    def first(self, count: int) -> "Cameras":
-        """The first of them."""
-        return Cameras(*(x[:count] for x in vars(self).values()))
+    def rows(self, kept: list[int]) -> "Cameras":
+        """Some of them."""
+        return Cameras(*(x[kept] for x in vars(self).values()))
 
 
 @dataclass
@@ -87,9 +87,9 @@ class Pictures:
     depth: Tensor
     normal: Tensor
 
-    def first(self, count: int) -> "Pictures":
-        """The first of them."""
-        return Pictures(*(x[:count] for x in vars(self).values()))
+    def rows(self, kept: list[int]) -> "Pictures":
+        """Some of them."""
+        return Pictures(*(x[kept] for x in vars(self).values()))
 
 
 @dataclass
@@ -101,9 +101,9 @@ class Truth:
     hair: Tensor
     photo: Path
 
-    def first(self, count: int) -> "Truth":
-        """The same with the first views alone: 24 are the level ring."""
-        return Truth(self.pictures.first(count), self.cameras.first(count), self.hair[:count], self.photo)
+    def rows(self, kept: list[int]) -> "Truth":
+        """The same with some of the views."""
+        return Truth(self.pictures.rows(kept), self.cameras.rows(kept), self.hair[kept], self.photo)
 
 
 def group_of(name: str) -> Group:

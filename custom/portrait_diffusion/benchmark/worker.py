@@ -23,11 +23,11 @@ from ..files import atomic_path, write_text
 from ..pipeline import PortraitPipeline, run_key
 from ..result import PortraitResult, save_png
 from ..synthetic.views import BENCHMARK_AZIMUTHS
-from .measure import Nets, consistency_metrics, film_metrics, finite, head_metrics, render_views
+from .measure import Nets, Scope, consistency_metrics, film_metrics, finite, head_metrics, photo_metrics, render_views
 from .records import Item, write_record
 from .truth import Cameras, Pictures, Truth, load_truth
 
-SHOWN_AZIMUTHS = (0.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0, 135.0, -135.0, 180.0)
+SHOWN_AZIMUTHS = (0, 30, -30, 60, -60, 90, -90, 120, -120, 180)
 """Views of the gallery, level."""
 
 
@@ -58,7 +58,7 @@ def _cpuinfo() -> str:
 def save_strip(made: Pictures, cameras: Cameras, path: Path) -> None:
     """The gallery's views side by side as a PNG."""
     level = cameras.level()
-    save_png(torch.cat([made.rgb[level[round(a) % 360]].permute(1, 2, 0) for a in SHOWN_AZIMUTHS], dim=1), path)
+    save_png(torch.cat([made.rgb[level[a % 360]].permute(1, 2, 0) for a in SHOWN_AZIMUTHS], dim=1), path)
 
 
 def save_features(nets: Nets, pictures: torch.Tensor, path: Path) -> None:
@@ -76,11 +76,12 @@ class Job:
         self.out, self.item, self.seed = Path(job["out"]), Item(**job["item"]), job["seed"]
         self.rungs, self.photo, self.size = job["rungs"], Path(job["photo"]), job["size"]
         self.device = host.get_device()
-        self.nets = Nets.load(self.device, job["vgg"])
+        self.scope = Scope(**job["scope"])
+        self.nets = Nets.load(self.device, self.scope)
         self.truth: Truth | None = None
         if job["set"]:
             whole = load_truth(Path(job["set"]), self.item.data, int(self.item.name), self.device)
-            self.truth = whole.first(len(BENCHMARK_AZIMUTHS) * job["rings"])
+            self.truth = whole.rows(self.scope.rows())
         self.folder = self.out / "work" / self.item.key / f"s{self.seed}"
         self.renders = self.out / "renders" / self.item.key
 
@@ -139,17 +140,20 @@ class Job:
         reasons = dict(self.nets.reasons)
         if self.truth is not None:
             cameras = self.truth.cameras
-            metrics, made = head_metrics(result.render_fn, self.truth, self.nets)
+            metrics, made = head_metrics(result.render_fn, self.truth, self.nets, self.scope.film)
+            metrics |= photo_metrics(result, self.size, self.nets)
             self._keep(self.truth.pictures, cameras, "truth")
         else:
-            cameras = Cameras.ring(BENCHMARK_AZIMUTHS, self.device)
+            cameras = Cameras.ring(BENCHMARK_AZIMUTHS[:: self.scope.every], self.device)
             found = evaluate_portrait(
                 result.render_fn, result.prepared, self.size, result.render_input_fn, self.nets.perceptual
             )
             reasons |= found.pop("reasons")
+            for name in ("psnr_db", "stlpips_alex"):  # of the photo's own camera, as of synthetic subjects
+                found[f"photo_{name}"] = found.pop(name)
             made = render_views(result.render_fn, cameras, self.size)
             found |= consistency_metrics(made, cameras, self.nets)
-            metrics = finite(found | film_metrics(result.render_fn, self.size, self.device), reasons)
+            metrics = finite(found | film_metrics(result.render_fn, self.size, self.scope.film, self.device), reasons)
         self._keep(made, cameras, f"{rung}-s{self.seed}")
         prepared, shown = result.prepared, self.renders / "input.png"
         if not shown.is_file():
