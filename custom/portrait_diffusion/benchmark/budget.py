@@ -19,44 +19,45 @@ def rows_a_view(guidance: dict) -> int:
     return sum(factor != 0 for factor in guidance_factors(explicit, implicit, True, True).values())
 
 
-def stage_rows(stage: dict, guidance: dict) -> int:
-    """Rows of a stage that knows the photo and other views."""
-    settings = StageConfig(**stage)
-    if settings.guidance == 0:
-        return 0
-    shown = sum(not settings.shows_photo(step) for step in range(settings.steps))
-    rows = rows_a_view(guidance)
-    if settings.painted:
-        every = settings.views_every
-        turns = {step // every if every else 0 for step in range(settings.steps) if not settings.shows_photo(step)}
-        return len(turns) * settings.painted * settings.paint_steps * rows
-    kind = guidance.get("loss_type", "sds")
-    inversion = int(guidance.get("inversion_steps", 8))
-    extra = {"sds": 0, "csd": 1, "sdi": inversion * rows, "ism": inversion + 1}[kind]
-    return shown * settings.views * (rows + extra)
+def guided_steps(stage: StageConfig) -> int:
+    """Steps that show other views than the photo's."""
+    return stage.steps - (math.ceil(stage.steps / stage.reference_every) if stage.reference_every else 0)
 
 
-def compared_rows(steps: int, views: int, guidance: dict) -> int:
-    """Rows that MV-NRS's comparisons add over so many guided steps of one run."""
-    if guidance.get("noise_sampler_type") != "portrait-diffusion-mvnrs-noise" or guidance.get("loss_type") == "sdi":
-        return 0
-    sampler = guidance.get("noise_sampler") or {}
-    every, candidates = sampler.get("resample_every", 10), sampler.get("candidates", 2)
-    return math.ceil(steps / every) * (candidates - 1) * views * rows_a_view(guidance)
+def looks(stage: StageConfig) -> int:
+    """How often a stage looks around to have views painted: once in `views_every` steps that hold a guided one."""
+    if not stage.views_every:
+        return int(guided_steps(stage) > 0)
+    return len({k // stage.views_every for k in range(stage.steps) if not stage.shows_photo(k)})
 
 
 def denoiser_rows(system: dict) -> int:
-    """Predicted rows of all stages of a system's configuration; 0 without a guidance."""
-    guidance, total, guided, views = system.get("guidance") or {}, 0, 0, 1
+    """Predicted rows of all stages of a system's configuration that knows photo and other views; 0 without a guidance.
+
+    MV-NRS's comparisons come every so many calls of its sampler, counted over all stages.
+    """
     if not system.get("guidance_type"):
         return 0
-    for stage in (system.get("stages") or {}).values():
-        settings = StageConfig(**stage)
-        total += stage_rows(stage, guidance)
-        if settings.guidance != 0 and not settings.painted:
-            guided += sum(not settings.shows_photo(step) for step in range(settings.steps))
-            views = settings.views
-    return total + compared_rows(guided, views, guidance)
+    guidance = system.get("guidance") or {}
+    rows, kind = rows_a_view(guidance), guidance.get("loss_type", "sds")
+    inversion = int(guidance.get("inversion_steps", 8))
+    extra = {"sds": 0, "csd": 1, "sdi": inversion * rows, "ism": inversion + 1}[kind]
+    sampler, every, candidates = guidance.get("noise_sampler") or {}, 0, 1
+    if guidance.get("noise_sampler_type") == "portrait-diffusion-mvnrs-noise" and kind in ("sds", "csd"):
+        every, candidates = sampler.get("resample_every", 10), sampler.get("candidates", 2)
+    total = sampled = 0
+    for plain in (system.get("stages") or {}).values():
+        stage = StageConfig(**plain)
+        if stage.painted:
+            count = looks(stage)
+            total += count * stage.painted * stage.paint_steps * rows
+            sampled += count
+        elif stage.guidance != 0:
+            count = guided_steps(stage)
+            compared = math.ceil((sampled + count) / every) - math.ceil(sampled / every) if every else 0
+            total += stage.views * (count * (rows + extra) + compared * (candidates - 1) * rows)
+            sampled += count
+    return total
 
 
 def stretched(stage: dict, factor: float) -> dict:
