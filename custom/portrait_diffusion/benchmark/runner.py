@@ -94,24 +94,28 @@ def without_paths(config: dict) -> dict:
     return {**config, "system": {**config["system"], "guidance": guidance}}
 
 
-def result_key(plan: Plan, rung: Rung, item: Item, weights: list[str], photo_sha256: str) -> str:
-    """What a result belongs to: configuration, weights, input, and the way of measuring."""
+def rung_key(rung: Rung) -> list:
+    """What of a result's key is the same for all items: configuration and weights."""
     typed, raw = load_pipeline_config(rung.config)
-    head = run_key(photo_sha256, raw, typed.system.prior)
+    plain = without_paths(rung.config)
+    return [plain["system"], plain["data"], run_key("", raw, typed.system.prior), weights_of(rung.config)]
+
+
+def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
+    """What a result belongs to: configuration and weights (`rung_key`), input, and the way of measuring."""
     source = photo_sha256 if item.data == "photos" else set_hash([item.data])
-    measures = [MEASURES, plan.size, asdict(plan.scope)]
-    return digest(without_paths(rung.config)["system"], rung.config["data"], head, weights, source, measures)
+    return digest(own, source, MEASURES, plan.size, asdict(plan.scope))
 
 
 def jobs_of(plan: Plan) -> list[dict]:
     """Jobs of what is missing, one an item and seed; rungs that cannot run here are noted in ``plan.not_run``."""
     plan.not_run = {rung.name: reason for rung in plan.rungs if (reason := why_not(rung))}
     runnable = [rung for rung in plan.rungs if rung.name not in plan.not_run]
-    weights, revision = {rung.name: weights_of(rung.config) for rung in runnable}, commit()
+    own, revision = {rung.name: rung_key(rung) for rung in runnable}, commit()
     jobs = []
     for item in plan.items:
         sha256 = sha256_file(plan.photo_of(item))
-        keys = {rung.name: result_key(plan, rung, item, weights[rung.name], sha256) for rung in runnable}
+        keys = {name: result_key(plan, key, item, sha256) for name, key in own.items()}
         for seed in plan.seeds:
             missing = [
                 {"name": rung.name, "config": rung.config, "key": keys[rung.name], "commit": revision}
