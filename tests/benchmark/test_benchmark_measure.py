@@ -97,7 +97,7 @@ def test_faces_are_compared_where_both_are_found(truth, monkeypatch):
     monkeypatch.setattr(measure, "sface_embedding", lambda picture: next(seen))
     face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
     monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
-    found = measure.face_metrics(truth.pictures, truth)
+    found = measure.face_metrics(truth.pictures, truth, NETS)
     assert [math.isnan(v) for v in found["sface"][:3]] == [True, False, True]
     assert found["sface"][1] == pytest.approx(1) and found["landmarks"][1] == 0
     assert found["face_found"][1] == 1 and math.isnan(found["sface"][6]), "no face is looked for behind the head"

@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, nargs="+", help="(default: the profile's)")
     p.add_argument("--rows", type=int, help="denoiser rows of each rung that asks one (default: the profile's)")
     p.add_argument("--hpdm", default="", help="folder of a trained HPDM, for the rungs that use one")
+    p.add_argument("--clip", default="", help="folder of a CLIP model (transformers): adds CLIP-I")
+    p.add_argument("--arcface", default="", help="ArcFace recogniser (.onnx, 112 pixels): adds ID")
     p.add_argument("--size", type=int, help="side of the compared pictures without a set (default 128)")
     p.add_argument("--jobs", type=int, default=1, help="items at a time, sharing the cores (default 1)")
     p.add_argument("--device", default="", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
@@ -69,7 +71,8 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, dict]:
     except TypeError as error:
         raise UsageError(f"Profile '{args.profile}': {error}.") from error
     seeds = args.seeds or profile["seeds"]
-    plan = Plan(args.out, items, seeds, rungs, args.set, args.photos, size, scope, args.device, args.jobs)
+    plan = Plan(args.out, items, seeds, rungs, args.set, args.photos, size, scope, args.device, args.jobs,
+                args.clip, args.arcface)  # fmt: skip
     told = {"profile": args.profile, "rows": rows, "seeds": seeds, "size": size, "scope": vars(scope),
             "jobs": args.jobs, "set": set_hash()}  # fmt: skip
     return plan, told

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import EnvironmentProblem, UsageError
 from ..evaluation import image
+from ..evaluation.canonical import ArcFace, ClipImages
 from ..evaluation.consistency import flicker, warp_error
 from ..evaluation.distribution import EfficientNetLite0
 from ..evaluation.geometry import depth_error, landmark_error, normal_error, surface_distance
@@ -35,13 +36,11 @@ LEAST_HAIR = 0.01
 WARP_DEG = (15, 30)
 SURFACE_POINTS = 100000
 """Of a head, about a millimetre apart: distances below that tell nothing."""
-CANONICAL = {
-    "clip_i": "CLIP weights come with no package; none were given",
-    "lpips_canonical": "LPIPS's backbone comes with no package; none was given",
-    "arcface_id": "ArcFace weights come with no package; none were given",
-    "second_id": "no second recogniser's weights come with an installed package",
+UNAVAILABLE = {
+    "lpips_canonical": "LPIPS's backbone comes with no package",
+    "second_id": "no second recogniser's weights come with a package that is used here",
 }
-"""Metrics that are named in the protocol and have no weights here, and why."""
+"""Metrics that the protocol names and that cannot be computed, and why."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,23 @@ class Nets:
 
     perceptual: dict[str, Callable] = field(default_factory=dict)
     features: Callable | None = None
+    clip: Callable | None = None
+    arcface: Callable | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, device: torch.device | str, scope: Scope) -> "Nets":
-        """Those whose weights are installed and that the scope wants."""
-        nets = cls(reasons=dict(CANONICAL))
+    def load(cls, device: torch.device | str, scope: Scope, clip: str = "", arcface: str = "") -> "Nets":
+        """Those whose weights are installed and that the scope wants. Args: clip, arcface: files of the user."""
+        nets = cls(reasons=dict(UNAVAILABLE))
+        if clip:
+            nets.clip = ClipImages(clip, device)
+        else:
+            reason = "CLIP's weights come with no package; give your own: --clip FOLDER"
+            nets.reasons |= dict.fromkeys(("clip_i", "clip_i_input"), reason)
+        if arcface:
+            nets.arcface = ArcFace(arcface)
+        else:
+            nets.reasons["arcface_id"] = "ArcFace's weights come with no package; give your own: --arcface FILE.onnx"
         nets.perceptual = {k: net for k, net in load_perceptual(device).items() if scope.vgg or k != "vgg"}
         for name in ("alex", "vgg"):
             if name not in nets.perceptual:
@@ -140,19 +150,23 @@ def view_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[floa
         found[f"stlpips_{name}"] = torch.cat(values)
         if name == "alex":
             found["stlpips_hair"] = torch.where(hairy, torch.cat(hair), torch.nan)
-    return {name: [float(v) for v in values] for name, values in found.items()} | face_metrics(made, true)
+    if nets.clip is not None:
+        own, theirs = (torch.cat([nets.clip(part) for part in x.rgb.split(16)]) for x in (made, truth))
+        found["clip_i"], found["clip_i_input"] = (own * theirs).sum(dim=1), own @ theirs[0]  # view 0 is the input's
+    return {name: [float(v) for v in values] for name, values in found.items()} | face_metrics(made, true, nets)
 
 
 def _hwc(picture: Tensor) -> np.ndarray:
     return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def face_metrics(made: Pictures, true: Truth) -> dict[str, list[float]]:
-    """SFace cosine to the same true view, facial landmarks, and whether a face is found, up to `FACE_DEG`.
+def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[float]]:
+    """Cosines of faces to the same true view, facial landmarks, and whether a face is found, up to `FACE_DEG`.
 
     Landmarks are those of the detector in both pictures, so that its own habits cancel out.
     """
-    found: dict[str, list[float]] = {name: [] for name in ("sface", "landmarks", "face_found")}
+    names = ("sface", "landmarks", "face_found") + (("arcface_id",) if nets.arcface else ())
+    found: dict[str, list[float]] = {name: [] for name in names}
     for k, azimuth in enumerate(true.cameras.azimuth.tolist()):
         row = dict.fromkeys(found, math.nan)
         if abs((azimuth + 180) % 360 - 180) <= FACE_DEG:
@@ -164,6 +178,9 @@ def face_metrics(made: Pictures, true: Truth) -> dict[str, list[float]]:
                 row["sface"] = float(embeddings[0] @ embeddings[1])
                 a, b = (torch.from_numpy(detect_faces(p)[0].landmarks)[None] for p in pictures)
                 row["landmarks"] = float(landmark_error(a, b))
+                if nets.arcface is not None:
+                    a, b = (nets.arcface(picture) for picture in pictures)
+                    row["arcface_id"] = float(a @ b)
         for name, value in row.items():
             found[name].append(value)
     return found

@@ -32,7 +32,8 @@ class Plan:
 
     Attributes: out: folder of results; items; seeds; rungs; set: folder of the synthetic set, None for photos alone;
         photos: folder of photos; size of the compared pictures; scope of the measurements; device, "" for the first GPU
-        or the CPU; jobs: processes; not_run: rungs that cannot run here, and why.
+        or the CPU; jobs: processes; clip, arcface: the user's weights (`evaluation.canonical`); not_run: rungs that
+        cannot run here, and why.
     """
 
     out: Path
@@ -45,6 +46,8 @@ class Plan:
     scope: Scope = Scope()
     device: str = ""
     jobs: int = 1
+    clip: str = ""
+    arcface: str = ""
     not_run: dict[str, str] = field(default_factory=dict)
 
     def photo_of(self, item: Item) -> Path:
@@ -82,10 +85,16 @@ def view_size(folder: Path, item: Item) -> int:
     return int(json.loads(manifest.read_text(encoding="utf-8"))["spec"]["size"])
 
 
+def files_of(path: str) -> list[str]:
+    """Hashes of a model's files, a folder's or one; none for an empty name and for names that are no path."""
+    if path and Path(path).is_file():
+        return [sha256_file(path)]
+    return [sha256_file(p) for p in sorted(Path(path).rglob("*.safetensors"))] if path and Path(path).is_dir() else []
+
+
 def weights_of(config: dict) -> list[str]:
     """Hashes of a local denoiser's files: another training is another result."""
-    path = Path(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
-    return [sha256_file(p) for p in sorted(path.rglob("*.safetensors"))] if path.is_dir() else []
+    return files_of(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
 
 
 def without_paths(config: dict) -> dict:
@@ -104,7 +113,8 @@ def rung_key(rung: Rung) -> list:
 def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
     """What a result belongs to: configuration and weights (`rung_key`), input, and the way of measuring."""
     source = photo_sha256 if item.data == "photos" else set_hash([item.data])
-    return digest(own, source, MEASURES, plan.size, asdict(plan.scope))
+    canonical = [files_of(plan.clip), files_of(plan.arcface)]
+    return digest(own, source, MEASURES, plan.size, asdict(plan.scope), canonical)
 
 
 def jobs_of(plan: Plan) -> list[dict]:
@@ -127,6 +137,7 @@ def jobs_of(plan: Plan) -> list[dict]:
                     "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
                     "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
                     "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
+                    "clip": plan.clip, "arcface": plan.arcface,
                 })  # fmt: skip
     return jobs
 

@@ -26,7 +26,8 @@ OTHERS = {
     "depth_mm.unseen": ("depth unseen mm", -1, 1), "landmarks.side": ("landmarks side", -1, 3),
     "laplacian_ratio.unseen": ("Laplacian ratio unseen", 0, 2), "band_ratio_3.unseen": ("top band ratio unseen", 0, 2),
     "flicker_front": ("flicker front", -1, 4), "flicker_back": ("flicker back", -1, 4), "pose_deg": ("pose °", -1, 1),
-    "fd_efflite0": ("FD EffLite0", -1, 1),
+    "fd_efflite0": ("FD EffLite0", -1, 1), "clip_i.unseen": ("CLIP-I unseen", 1, 4),
+    "arcface_id.side": ("ID side", 1, 3),
 }  # fmt: skip
 """Likewise, shown and not tested; 0: best near 1."""
 PHOTO_PRIMARY = {
@@ -48,7 +49,7 @@ def with_unseen(metrics: dict) -> dict:
     out = dict(metrics)
     for name in {key.removesuffix(".back") for key in metrics if key.endswith(".back")}:
         values = [metrics.get(f"{name}.{part}") for part in UNSEEN]
-        if name not in ("sface", "landmarks", "face_found"):
+        if name not in ("sface", "landmarks", "face_found", "arcface_id"):
             out[f"{name}.unseen"] = None if None in values else sum(values) / len(values)
     return out
 

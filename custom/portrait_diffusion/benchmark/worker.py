@@ -77,7 +77,7 @@ class Job:
         self.rungs, self.photo, self.size = job["rungs"], Path(job["photo"]), job["size"]
         self.device = host.get_device()
         self.scope = Scope(**job["scope"])
-        self.nets = Nets.load(self.device, self.scope)
+        self.nets = Nets.load(self.device, self.scope, job["clip"], job["arcface"])
         self.truth: Truth | None = None
         if job["set"]:
             whole = load_truth(Path(job["set"]), self.item.data, int(self.item.name), self.device)
@@ -145,9 +145,8 @@ class Job:
             self._keep(self.truth.pictures, cameras, "truth")
         else:
             cameras = Cameras.ring(BENCHMARK_AZIMUTHS[:: self.scope.every], self.device)
-            found = evaluate_portrait(
-                result.render_fn, result.prepared, self.size, result.render_input_fn, self.nets.perceptual
-            )
+            nets = self.nets.perceptual if self.device.type == "cpu" else None  # the photo is compared on the CPU
+            found = evaluate_portrait(result.render_fn, result.prepared, self.size, result.render_input_fn, nets)
             reasons |= found.pop("reasons")
             for name in ("psnr_db", "stlpips_alex"):  # of the photo's own camera, as of synthetic subjects
                 found[f"photo_{name}"] = found.pop(name)
@@ -158,7 +157,7 @@ class Job:
         prepared, shown = result.prepared, self.renders / "input.png"
         if not shown.is_file():
             save_png(prepared.rgb * prepared.alpha + 1 - prepared.alpha, shown)
-        return metrics, reasons
+        return metrics, {name: why for name, why in reasons.items() if metrics.get(name) is None}
 
     def _keep(self, made: Pictures, cameras: Cameras, name: str) -> None:
         if name != "truth" or not (self.renders / "truth.png").is_file():
