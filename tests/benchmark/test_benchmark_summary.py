@@ -76,6 +76,10 @@ def test_a_true_difference_is_shown_and_none_is_not(records):
 def test_only_items_that_both_have_are_compared():
     few = [record(0, "init", **lpips(0.2)), record(1, "init", **lpips(0.3)), record(0, "better", **lpips(0.1))]
     assert summary.comparisons(few, "test", [("better", "init")]) == []
+    more = [*few, record(1, "better", **lpips(0.1))]
+    entry = summary.comparisons(more, "test", [("better", "init")])[0]
+    assert entry["shown"] == "too few items" and entry["low"] is None and entry["difference"] == pytest.approx(-0.15)
+    assert summary.rung_numbers(more, "test", "init")["numbers"]["stlpips_alex.unseen"][::2] == [None, None]
 
 
 def test_the_frechet_distance_is_missing_without_features(tmp_path):
@@ -94,6 +98,7 @@ def test_the_frechet_distance_is_missing_without_features(tmp_path):
 @pytest.fixture
 def whole(records):
     photos = [record(f"{k}.jpg", "init", data="photos", photo_psnr_db=30.0 + k, janus_rate=0.0) for k in range(3)]
+    photos += [record(f"{k}.jpg", "better", data="photos", photo_psnr_db=31.0 + k) for k in range(3)]
     photos.append(record("odd.jpg", "init", data="photos", status="refused"))
     data = summary.summarise([*records, *photos], RUNGS, {"full": "No HPDM."})
     facts = {"profile": "quick", "seeds": [0], "rows": 48, "size": 128, "scope": {}, "set": "abc", "devices": ["CPU"],
@@ -115,7 +120,7 @@ def test_the_page_holds_what_was_measured_what_was_not_and_why(whole):
 def test_plots_are_written_and_do_not_need_comparisons(whole, tmp_path):
     pytest.importorskip("matplotlib")
     names = {path.name for path in write_plots(whole, tmp_path, "x-")}
-    assert names == {"x-test-sides.png", "x-test-differences.png"}
+    assert names == {"x-test-sides.png", "x-test-differences.png", "x-photos-differences.png"}
     assert all((tmp_path / name).stat().st_size > 5000 for name in names)
 
 

@@ -92,3 +92,26 @@ def test_too_few_rows_are_refused_and_none_change_nothing():
     with pytest.raises(UsageError, match="too few"):
         factor_for(system(loss_type="ism", inversion_steps=50), 20)
     assert factor_for({"stages": STAGES}, 100) == 1.0
+
+
+@pytest.mark.slow
+def test_every_shipped_rung_runs_and_costs_what_was_predicted(model, folder):
+    from portrait_diffusion.benchmark.ladder import changed, make_rungs, read_ladder, why_not
+    from portrait_diffusion.pipeline import PortraitPipeline
+
+    small = {
+        "data.size": 128, "data.matte": "none", "preview_every": 0, "system.inversion.latent_steps": 1,
+        "system.inversion.latent_size": 32, "system.inversion.latent_samples": 6, "system.inversion.novel_views": 1,
+        "system.inversion.novel_size": 16, "system.inversion.detail_steps": 0, "system.restoration_resolution": 8,
+        "system.renderer": {"num_samples_per_ray": 6, "num_importance_samples": 6},
+    }  # fmt: skip
+    rungs = make_rungs(read_ladder(), rows=20, hpdm=model)
+    assert [rung.name for rung in rungs if rung.cannot] == ["painted"] and "too few" in why_not(rungs[-1])
+    for rung in rungs[:-1]:
+        config = changed(rung.config, small)
+        for name in config["system"].get("stages", {}):
+            changes = {"resolution": [32], "milestones": []}
+            config = changed(config, {f"system.stages.{name}.{k}": v for k, v in changes.items()})
+        result = PortraitPipeline.from_config(config).run(PHOTO, folder)
+        assert result.denoiser_rows == denoiser_rows(config["system"]) <= 20, rung.name
+        assert (result.denoiser_rows > 0) == bool(config["system"].get("guidance_type")), rung.name

@@ -1,7 +1,7 @@
 """Intervals and tests: known answers, and how often they are right on data whose truth is known.
 
-Stated here and in docs/benchmark.md: the expanded bootstrap interval covers the mean of 8 or 16 normal values in 93 to
-97 % of 600 draws; the sign-flip test raises at most 5 % false alarms, Holm's correction at most 5 % in any of a family.
+Stated here and in docs/benchmark.md: the expanded bootstrap interval covers the mean of 8 or 16 normal values in 92 to
+98 % of 600 draws; the sign-flip test raises at most 5 % false alarms, Holm's correction at most 5 % in any of a family.
 """
 import math
 
@@ -18,10 +18,10 @@ def binomial_limit(rate: float, draws: int, tail: float = 1e-4) -> float:
 
 
 def test_an_interval_holds_the_mean_and_nothing_is_made_of_nothing():
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
-    low, mean, high = bootstrap_interval([1.0, 2.0, None, 3.0, math.nan, 6.0])
+    assert bootstrap_interval([2.0] * 5) == (2.0, 2.0, 2.0)
+    low, mean, high = bootstrap_interval([1.0, 2.0, None, 3.0, math.nan, 3.0, 6.0])
     assert low < mean == 3.0 < high and 1.0 <= low and high <= 6.0
-    assert bootstrap_interval([None]) is None and bootstrap_interval([1.0]) is None
+    assert bootstrap_interval([None]) is None is bootstrap_interval([1.0, 2.0, 3.0, 4.0]), "too few to say"
     assert bootstrap_interval([1.0], expanded=False) == (1.0, 1.0, 1.0)
     with pytest.raises(UsageError, match="between 0 and 1"):
         bootstrap_interval([1.0, 2.0], level=95)
@@ -35,7 +35,7 @@ def test_intervals_move_and_stretch_with_the_values():
     assert plain[0] < narrow[0] and narrow[2] < plain[2] and bootstrap_interval(x) == plain
 
 
-@pytest.mark.parametrize("n", [8, 16])
+@pytest.mark.parametrize("n", [5, 8, 16])
 def test_the_interval_covers_as_often_as_it_says(n):
     generator = torch.Generator().manual_seed(n)
     draws, hits, plain_hits = 600, 0, 0
@@ -45,7 +45,7 @@ def test_the_interval_covers_as_often_as_it_says(n):
         hits += low <= 1 <= high
         low, _, high = bootstrap_interval(x, seed=k, resamples=1000, expanded=False)
         plain_hits += low <= 1 <= high
-    assert 0.92 <= hits / draws <= 0.98
+    assert (0.92 if n > 5 else 0.89) <= hits / draws <= 0.98
     assert plain_hits < hits, "the plain percentile interval is too short"
 
 

@@ -20,13 +20,14 @@ class Rung:
     """One row of the ladder.
 
     Attributes: name; adds: what it adds, in words; after: the rung that it is compared with, "" for the first; config:
-        its whole configuration.
+        its whole configuration; cannot: why it cannot be run with so many denoiser rows, "" if it can.
     """
 
     name: str
     adds: str
     after: str
     config: dict
+    cannot: str = ""
 
 
 def changed(config: dict, changes: dict[str, Any]) -> dict:
@@ -78,21 +79,26 @@ def make_rungs(ladder: dict, names: list[str] | None = None, rows: int | None = 
     for name in plain:
         if names and name not in names:
             continue
-        config = copy.deepcopy(plain[name])
+        config, cannot = copy.deepcopy(plain[name]), ""
         if hpdm and config["system"].get("guidance_type") == HPDM_GUIDANCE:
             config["system"]["guidance"]["pretrained_model_name_or_path"] = hpdm
         if rows is not None:
             paced = plain[ladder["rungs"][name].get("length_of", name)]["system"]
-            config["system"] = stretched_system(config["system"], factor_for(paced, rows))
+            try:
+                config["system"] = stretched_system(config["system"], factor_for(paced, rows))
+            except UsageError as error:
+                cannot = str(error)
         config["name"] = name
         load_pipeline_config(config)
         entry = ladder["rungs"][name]
-        rungs.append(Rung(name, entry.get("adds", ""), entry.get("after", ""), config))
+        rungs.append(Rung(name, entry.get("adds", ""), entry.get("after", ""), config, cannot))
     return rungs
 
 
 def why_not(rung: Rung) -> str:
     """Why a rung cannot be run here; empty if it can."""
+    if rung.cannot:
+        return rung.cannot
     try:
         check_run(load_pipeline_config(rung.config)[0])
     except EnvironmentProblem as problem:

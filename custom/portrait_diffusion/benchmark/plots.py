@@ -11,7 +11,7 @@ BY_SIDE = {
     "stlpips_alex": "ST-LPIPS, less is better", "stlpips_hair": "hair ST-LPIPS, less is better",
     "band_ratio_3": "energy of the top band over the truth's, 1 is right", "normal_deg": "normals, degrees",
 }  # fmt: skip
-COLOURS = {"better": "#1b8a5a", "worse": "#c0392b", "no difference shown": "#8a8f98"}
+COLOURS = {"better": "#1b8a5a", "worse": "#c0392b"}
 
 
 def _figure(width: float, height: float, columns: int):
@@ -57,8 +57,9 @@ def difference_plot(part: dict, data: str, path: Path) -> Path | None:
     for axis, metric in zip(axes, metrics):
         for entry in (e for e in entries if e["metric"] == metric):
             y = -names.index(f"{entry['rung']} − {entry['before']}")
-            colour = COLOURS[entry["shown"]]
-            axis.plot([entry["low"], entry["high"]], [y, y], color=colour, linewidth=2)
+            colour = COLOURS.get(entry["shown"], "#8a8f98")
+            if entry["low"] is not None:
+                axis.plot([entry["low"], entry["high"]], [y, y], color=colour, linewidth=2)
             axis.plot(entry["difference"], y, "o", color=colour, markersize=4)
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_ylim(-len(names) + 0.4, 0.6)

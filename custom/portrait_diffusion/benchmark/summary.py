@@ -68,13 +68,13 @@ def by_item(records: Sequence[dict], data: str, rung: str) -> dict[str, dict[str
 
 
 def rung_numbers(records: Sequence[dict], data: str, rung: str) -> dict:
-    """Counts of heads, and [low, mean, high, items] of every metric and cost of a rung; no interval for one item."""
+    """Counts of heads, and [low, mean, high, items] of every metric and cost of a rung; no interval for few."""
     own = [r for r in records if r["data"] == data and r["rung"] == rung]
     numbers = {}
     for metric, items in sorted(by_item(records, data, rung).items()):
         values = list(items.values())
         found = bootstrap_interval(values)
-        low, mean, high = found if found is not None else (None, values[0], None)
+        low, mean, high = found if found is not None else (None, sum(values) / len(values), None)
         numbers[metric] = [low, mean, high, len(values)]
     counts = {status: sum(r["status"] == status for r in own) for status in ("ok", "refused", "failed")}
     return {"heads": len(own), **counts, "numbers": numbers}
@@ -86,7 +86,8 @@ def comparisons(records: Sequence[dict], data: str, pairs: Sequence[tuple[str, s
     Args: pairs (rung, rung before it).
     Returns: entries with ``rung``, ``before``, ``metric``, ``items``, ``low``, ``difference``, ``high``, ``p`` (sign
         flips), ``p_holm`` (corrected for all entries) and ``shown``: ``better`` or ``worse`` where the interval
-        excludes 0 and the corrected p is at most 0.05, else ``no difference shown``.
+        excludes 0 and the corrected p is at most 0.05, else ``no difference shown``, or ``too few items``, ``low`` and
+        ``high`` None, for fewer than `evaluation.statistics.LEAST`.
     """
     entries = []
     for rung, before in pairs:
@@ -96,15 +97,17 @@ def comparisons(records: Sequence[dict], data: str, pairs: Sequence[tuple[str, s
             if len(both) < 2:
                 continue
             differences = [a[metric][item] - b[metric][item] for item in both]
-            low, mean, high = bootstrap_interval(differences)
+            few = None, sum(differences) / len(differences), None
+            low, mean, high = bootstrap_interval(differences) or few
             entries.append({
                 "rung": rung, "before": before, "metric": metric, "items": len(both), "low": low, "difference": mean,
                 "high": high, "p": sign_flip_p(differences), "sign": sign,
             })  # fmt: skip
     for entry, p in zip(entries, holm([entry["p"] for entry in entries])):
-        sure = p <= 0.05 and (entry["low"] > 0 or entry["high"] < 0)
-        better = entry["difference"] * entry.pop("sign") > 0
-        entry |= {"p_holm": p, "shown": ("better" if better else "worse") if sure else "no difference shown"}
+        better, enough = entry["difference"] * entry.pop("sign") > 0, entry["low"] is not None
+        sure = enough and p <= 0.05 and (entry["low"] > 0 or entry["high"] < 0)
+        shown = ("better" if better else "worse") if sure else "no difference shown" if enough else "too few items"
+        entry |= {"p_holm": p, "shown": shown}
     return entries
 
 
@@ -126,12 +129,10 @@ def frechet(out: Path, items: Sequence[Item], rung: str, seeds: Sequence[int]) -
 def missing_metrics(records: Sequence[dict]) -> dict[str, str]:
     """Why metrics are missing in all records: {metric: reason}."""
     ok = [record for record in records if record["status"] == "ok"]
-    names = {name for record in ok for name in record["reasons"]}
-    return {
-        name: next(r["reasons"][name] for r in ok if name in r["reasons"])
-        for name in sorted(names)
-        if all(name in r["reasons"] for r in ok)
-    }
+    found = {name: why for record in ok for name, why in record["reasons"].items()}
+    have = {key for record in ok for key, value in record["metrics"].items() if value is not None}
+    whole = have | {key.split(".")[0] for key in have}
+    return {name: found[name] for name in sorted(found) if name not in whole}
 
 
 def summarise(records: Sequence[dict], rungs: Sequence, not_run: dict[str, str]) -> dict:

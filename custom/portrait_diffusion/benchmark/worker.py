@@ -109,13 +109,7 @@ class Job:
             if not is_out_of_memory(error):
                 raise
             return {"status": "failed", "reason": "out of memory"}
-        peak = peak_memory(self.device)
-        costs = {
-            "seconds": result.timings["photo"] + self.initial_seconds(result) + result.timings.get("stages", 0.0),
-            "denoiser_rows": result.denoiser_rows,
-            "peak_host_gb": peak["host_bytes"] / 1e9 if knows_peak and peak["host_bytes"] else None,
-            "peak_device_gb": None if peak["device_bytes"] is None else peak["device_bytes"] / 1e9,
-        }
+        costs = self.costs(result, peak_memory(self.device), knows_peak) | {"denoiser_rows": result.denoiser_rows}
         for checkpoint in (self.folder / "ckpts").glob("stages-*"):
             checkpoint.unlink()  # the head is finished; many of them would fill the disk
         metrics, reasons = self.measure(result, rung["name"])
@@ -126,14 +120,21 @@ class Job:
         pipeline = PortraitPipeline.from_config(config)
         return pipeline.run(self.photo, self.folder)
 
-    def initial_seconds(self, result: PortraitResult) -> float:
-        """Time of the initialization, remembered from the run that made it."""
+    def costs(self, result: PortraitResult, peak: dict, knows_peak: bool) -> dict:
+        """Time and peak memory of a head, the initialization's included, which are noted when it is made."""
         config = PortraitPipeline.from_config(result.raw_config).config
         key = run_key(result.photo_sha256, result.raw_config, config.system.prior)
         note = self.folder / f"initialization-{key}.json"
+        own = {
+            "peak_host_gb": peak["host_bytes"] / 1e9 if knows_peak and peak["host_bytes"] else None,
+            "peak_device_gb": None if peak["device_bytes"] is None else peak["device_bytes"] / 1e9,
+        }
         if not note.is_file():
-            write_text(note, json.dumps(result.timings["inversion"]) + "\n")
-        return float(json.loads(note.read_text(encoding="utf-8")))
+            write_text(note, json.dumps({"seconds": result.timings["inversion"], **own}) + "\n")
+        first = json.loads(note.read_text(encoding="utf-8"))
+        peaks = {k: None if None in (v, first[k]) else max(v, first[k]) for k, v in own.items()}
+        seconds = result.timings["photo"] + first["seconds"] + result.timings.get("stages", 0.0)
+        return {"seconds": seconds, **peaks}
 
     def measure(self, result: PortraitResult, rung: str) -> tuple[dict, dict]:
         """Metrics, and why some are missing; leaves pictures and features."""
