@@ -1,4 +1,5 @@
 """Plots of a run's numbers: differences with their intervals, and metrics by side of the head."""
+import math
 from pathlib import Path
 
 from ..files import atomic_path
@@ -9,16 +10,17 @@ from .tables import TITLES
 
 BY_SIDE = {
     "stlpips_alex": "ST-LPIPS, less is better", "stlpips_hair": "hair ST-LPIPS, less is better",
-    "band_ratio_3": "energy of the top band over the truth's, 1 is right", "normal_deg": "normals, degrees",
+    "band_ratio_3": "top band over the truth's, 1 is right", "normal_deg": "normals, degrees",
 }  # fmt: skip
+PANELS = 3
 COLOURS = {"better": "#1b8a5a", "worse": "#c0392b"}
 
 
-def _figure(width: float, height: float, columns: int):
+def _figure(width: float, height: float, columns: int, rows: int = 1):
     figure = require("matplotlib.figure", extra="plots", package="matplotlib").Figure(
         figsize=(width, height), layout="constrained"
     )
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _save(figure, path: Path) -> Path:
@@ -53,8 +55,11 @@ def difference_plot(part: dict, data: str, path: Path) -> Path | None:
     if not metrics:
         return None
     names = list(dict.fromkeys(f"{e['rung']} − {e['before']}" for e in entries))
-    figure, axes = _figure(2 + 2.2 * len(metrics), 1.2 + 0.3 * len(names), len(metrics))
-    for axis, metric in zip(axes, metrics):
+    lines = math.ceil(len(metrics) / PANELS)
+    figure, axes = _figure(12, lines * (1.0 + 0.28 * len(names)), PANELS, lines)
+    for axis in axes[len(metrics) :]:
+        axis.set_axis_off()
+    for k, (axis, metric) in enumerate(zip(axes, metrics)):
         for entry in (e for e in entries if e["metric"] == metric):
             y = -names.index(f"{entry['rung']} − {entry['before']}")
             colour = COLOURS.get(entry["shown"], "#8a8f98")
@@ -63,9 +68,10 @@ def difference_plot(part: dict, data: str, path: Path) -> Path | None:
             axis.plot(entry["difference"], y, "o", color=colour, markersize=4)
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_ylim(-len(names) + 0.4, 0.6)
-        axis.set_yticks([-k for k in range(len(names))], names if axis is axes[0] else [""] * len(names), fontsize=8)
+        axis.set_yticks([-k for k in range(len(names))], [""] * len(names) if k % PANELS else names, fontsize=8)
         axis.set_title(primary(data)[metric][0], fontsize=9)
         axis.tick_params(axis="x", labelsize=7)
+        axis.locator_params(axis="x", nbins=4)
     return _save(figure, path)
 
 
