@@ -43,7 +43,8 @@ setup(
     package_dir={"": "custom"},
     packages=find_packages("custom"),
     package_data={
-        "portrait_diffusion": ["configs/*.yaml"] + [f"weights/**/*.{end}" for end in ("safetensors", "json", "md")]
+        "portrait_diffusion": ["configs/*.yaml", "benchmark/*.yaml", "benchmark/*.json"]
+        + [f"weights/**/*.{end}" for end in ("safetensors", "json", "md")]
     },
     include_package_data=False,
     install_requires=sorted({*CORE, *(need for group in PARTS.values() for need in group)}),

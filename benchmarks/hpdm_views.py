@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "custom"))
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
+from portrait_diffusion.evaluation.statistics import bootstrap_interval  # noqa: E402
 from portrait_diffusion.evaluation.stlpips import STLPIPS  # noqa: E402
 from portrait_diffusion.files import atomic_path, write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_out  # noqa: E402
@@ -46,13 +47,8 @@ def interval(values: torch.Tensor, seed: int = 0) -> list[float] | None:
 
     NaN, a missing value, is left out; None when all are missing.
     """
-    values = values[~values.isnan()].double()
-    if len(values) == 0:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    low, high = values[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return [round(x, 5) for x in (low, float(values.mean()), high)]
+    found = bootstrap_interval(values, seed=seed, resamples=RESAMPLES, expanded=False)
+    return None if found is None else [round(x, 5) for x in found]
 
 
 @torch.no_grad()

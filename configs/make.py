@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT / "custom"))
 
+from portrait_diffusion.benchmark.ladder import changed  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 
 CONFIGS = ROOT / "configs"
@@ -95,18 +96,6 @@ HOST_HEADER = """\
 #   python launch.py --config custom/portrait.yaml --export --gpu 0 data.image_path=me.png resume=PATH/TO/last.ckpt
 # The public models must be in the local cache: python launch_portrait.py models --config portrait
 """
-
-
-def changed(config: dict, changes: dict) -> dict:
-    """A copy of a configuration with values at key paths replaced."""
-    out = copy.deepcopy(config)
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        section = out
-        for name in parents:
-            section = section.setdefault(name, {})
-        section[last] = copy.deepcopy(value)
-    return out
 
 
 def for_threestudio(config: dict) -> dict:

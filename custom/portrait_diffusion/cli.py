@@ -35,6 +35,8 @@ other commands (each with its own --help):
   render-drafts   render a prior's answers to the front views of those heads, to train train-hpdm on
   train-matte     train the matting network
   train-hpdm      train the multi-view diffusion model on rendered heads
+  render-benchmark  render the benchmark's subjects from seeds, check them
+  evaluate        the benchmark: metrics of every rung of the ladder, with intervals, plots and a gallery
 
 example:
   %(prog)s --image photo.jpg --out outputs/me system.exporter.render_size=192
@@ -431,6 +433,20 @@ def train_hpdm_command(argv: Sequence[str]) -> int:
     return train(list(argv))
 
 
+def render_benchmark_command(argv: Sequence[str]) -> int:
+    """Options and work: `benchmark.truth.main`."""
+    from .benchmark.truth import main as render
+
+    return render(list(argv))
+
+
+def evaluate_command(argv: Sequence[str]) -> int:
+    """Options and work: `benchmark.evaluate.main`."""
+    from .benchmark.evaluate import main as evaluate
+
+    return evaluate(argv)
+
+
 def models_parser() -> argparse.ArgumentParser:
     """Options of `models`."""
     parser = argparse.ArgumentParser(
@@ -479,4 +495,6 @@ COMMANDS = {
     "render-drafts": render_drafts_command,
     "train-matte": train_matte_command,
     "train-hpdm": train_hpdm_command,
+    "render-benchmark": render_benchmark_command,
+    "evaluate": evaluate_command,
 }

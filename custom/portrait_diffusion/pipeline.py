@@ -137,6 +137,7 @@ class PortraitPipeline:
             timings=before.timings | {"stages": time.perf_counter() - started},
         )  # fmt: skip
         after.stopped = stopped
+        after.denoiser_rows = getattr(getattr(trained, "guidance", None), "denoiser_rows", 0)
         return after
 
     def _inversion(

@@ -33,6 +33,7 @@ class PortraitResult:
         self.raw_config, self.prepared, self.photo_sha256 = raw_config, prepared, photo_sha256
         self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
         self.stopped = False
+        self.denoiser_rows = 0  # pictures that the denoiser has seen in the stages
 
     @property
     def device(self) -> torch.device:

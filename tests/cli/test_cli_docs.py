@@ -11,7 +11,8 @@ from cli.cli_samples import PACKAGE, REPOSITORY
 from portrait_diffusion import cli, host
 from portrait_diffusion.settings import load_pipeline_config
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/configuration.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/configuration.md",
+             "docs/benchmark.md")  # fmt: skip
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 

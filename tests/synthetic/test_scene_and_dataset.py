@@ -9,16 +9,10 @@ from portrait_diffusion.errors import UsageError
 from portrait_diffusion.ops.canonical import CANONICAL_LANDMARKS_CROP, CANONICAL_LANDMARKS_HEAD
 from portrait_diffusion.synthetic import dataset
 from portrait_diffusion.synthetic.cameras import Camera
-from portrait_diffusion.synthetic.dataset import (
-    DatasetSpec,
-    evaluation_cameras,
-    landmark_visibility,
-    main,
-    render_dataset,
-    training_cameras,
-)
+from portrait_diffusion.synthetic.dataset import DatasetSpec, main, render_dataset
 from portrait_diffusion.synthetic.raster_soft import SoftRasterizer
 from portrait_diffusion.synthetic.sampling import sample_subject
+from portrait_diffusion.synthetic.views import evaluation_cameras, landmark_visibility, training_cameras
 
 
 @pytest.fixture(scope="module")

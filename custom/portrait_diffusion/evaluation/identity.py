@@ -92,6 +92,15 @@ def detect_faces(image: np.ndarray | torch.Tensor) -> list[Face]:
     return [Face(np.concatenate([f.box[:2] * back, f.box[2:] * back]), f.landmarks * back, f.score) for f in faces]
 
 
+def largest_face(image: np.ndarray | torch.Tensor) -> tuple[np.ndarray, Face | None]:
+    """The picture (H,W,3) uint8 at the detection size, and its largest face in those pixels; None when none is found.
+
+    Args and raises: as `detect_faces`.
+    """
+    picture, _ = _at_detection_size(image)
+    return picture, max(_detector().detect_once(picture), key=lambda face: face.area, default=None)
+
+
 def sface_embedding(image: np.ndarray | torch.Tensor) -> np.ndarray | None:
     """SFace embedding of the largest face, aligned by its five landmarks.
 
@@ -100,11 +109,9 @@ def sface_embedding(image: np.ndarray | torch.Tensor) -> np.ndarray | None:
     Returns: (128,) float64 of length 1, or None when no face is found.
     Raises: as `detect_faces`.
     """
-    picture, _ = _at_detection_size(image)
-    faces = _detector().detect_once(picture)
-    if not faces:
+    picture, face = largest_face(image)
+    if face is None:
         return None
-    face = max(faces, key=lambda candidate: candidate.area)
     row = np.concatenate([face.box, face.landmarks.reshape(-1), [face.score]]).astype(np.float32)
     recogniser = _recogniser()
     embedding = recogniser.feature(recogniser.alignCrop(np.ascontiguousarray(picture[..., ::-1]), row[None]))

@@ -90,7 +90,13 @@ class HPDMGuidance(BaseObject):
         self.noise_sampler = find(self.cfg.noise_sampler_type)(self.cfg.noise_sampler)
         self.generator = torch.Generator(device=self.device).manual_seed(self.cfg.seed)
         self._known = None
+        self.denoiser_rows = 0
+        model.unet.register_forward_pre_hook(self._count)
         self.update_step(0, 0)
+
+    def _count(self, module: Any, args: tuple) -> None:
+        """One more call of the denoiser; `denoiser_rows` is the pictures it has seen, of the whole run."""
+        self.denoiser_rows += len(args[0])
 
     def _load(self):
         require("diffusers", extra="hpdm")
@@ -134,7 +140,8 @@ class HPDMGuidance(BaseObject):
     def state_dict(self) -> dict:
         """Tensors and plain values with which another guidance of the same settings goes on bit for bit."""
         views = None if self._known is None else dict(vars(self._known.views))
-        return {"views": views, "noise_sampler": self.noise_sampler.state_dict()}
+        rows = self.denoiser_rows
+        return {"views": views, "noise_sampler": self.noise_sampler.state_dict(), "denoiser_rows": rows}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict`."""
@@ -142,6 +149,7 @@ class HPDMGuidance(BaseObject):
 
         self.set_views(None if state["views"] is None else Views(**state["views"]))
         self.noise_sampler.load_state_dict(state["noise_sampler"])
+        self.denoiser_rows = state.get("denoiser_rows", 0)
 
     def set_views(self, views) -> None:
         """What is known of the head from now on (`hpdm.views.Views`, on any device), or None for nothing."""

@@ -40,9 +40,10 @@ from .raster_soft import SoftRasterizer
 from .sampling import sample_subject
 from .scene import SceneBuilder
 from .subjects import SPLITS, canonical_lighting
-from .views import evaluation_cameras, landmark_visibility, training_cameras
+from .views import FIXED_CAMERAS, landmark_visibility, training_cameras
 
 LOG = logging.getLogger("portrait_diffusion")
+SAMPLINGS = ("training", *FIXED_CAMERAS)
 VERSION = 4  # increase when the same arguments give other pictures
 
 
@@ -57,7 +58,7 @@ class DatasetSpec:
     seed: int
     supersample: int = 3
     shard_size: int = 50
-    sampling: str = "training"  # or "evaluation": fixed azimuths, canonical light
+    sampling: str = "training"  # or "evaluation", "benchmark": fixed views, canonical light
     extras: tuple[str, ...] = ()  # of label, depth, normal
     version: int = VERSION
 
@@ -96,9 +97,9 @@ class ShardRenderer:
         """Arrays of one subject (without the leading N) and its description."""
         spec = self.spec
         subject = sample_subject(spec.seed, spec.split, index, self.basis, self.assets)
-        if spec.sampling == "evaluation":
+        if spec.sampling in FIXED_CAMERAS:
             subject = replace(subject, lighting=canonical_lighting())
-            cameras = evaluation_cameras(spec.views_per_subject)
+            cameras = FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
         else:
             cameras = training_cameras(subject.rng(9), spec.views_per_subject)
         scene = self.builder.build(subject)
@@ -154,7 +155,8 @@ def render_dataset(
         workers: processes; each opens its own OpenGL context.
         supersample: samples a pixel side.
         shard_size: subjects a file.
-        sampling: 'training' (random views, each subject's own light) or 'evaluation' (fixed azimuths, canonical light).
+        sampling: 'training' (random views, each subject's own light), 'evaluation' (fixed azimuths, canonical light) or
+            'benchmark' (likewise, 24 azimuths at 3 elevations).
         extras: any of label, depth, normal.
         backend: 'gl' or 'soft'.
     Returns: path of manifest.json.
@@ -214,10 +216,10 @@ def _check(spec: DatasetSpec) -> None:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, not '{spec.split}'.")
     if min(spec.n_subjects, spec.views_per_subject, spec.size, spec.supersample, spec.shard_size) < 1:
         raise UsageError("subjects, views, size, supersample and shard size must be at least 1.")
-    if spec.sampling not in ("training", "evaluation"):
-        raise UsageError(f"sampling must be 'training' or 'evaluation', not '{spec.sampling}'.")
-    if spec.sampling == "evaluation":
-        evaluation_cameras(spec.views_per_subject)
+    if spec.sampling not in SAMPLINGS:
+        raise UsageError(f"sampling must be one of {', '.join(SAMPLINGS)}, not '{spec.sampling}'.")
+    if spec.sampling in FIXED_CAMERAS:
+        FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
     unknown = set(spec.extras) - {"label", "depth", "normal"}
     if unknown:
         raise UsageError(f"extras can be label, depth, normal; not {', '.join(sorted(unknown))}.")
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--supersample", type=int, default=3)
     parser.add_argument("--shard-size", type=int, default=50)
-    parser.add_argument("--sampling", default="training", choices=("training", "evaluation"))
+    parser.add_argument("--sampling", default="training", choices=SAMPLINGS)
     parser.add_argument("--extras", nargs="*", default=[], help="label depth normal")
     parser.add_argument("--backend", default="gl", choices=("gl", "soft"))
     args = parser.parse_args(argv)

@@ -6,6 +6,8 @@ from ..errors import UsageError
 from .cameras import Camera
 
 EVALUATION_AZIMUTHS = (0.0, 15.0, -15.0, 30.0, -30.0, 60.0, -60.0, 90.0, -90.0, 135.0, -135.0, 180.0)
+BENCHMARK_AZIMUTHS = tuple(15.0 * k for k in range(24))
+BENCHMARK_ELEVATIONS = (0.0, -15.0, 20.0)
 VISIBLE_TOLERANCE = 0.02  # a landmark is visible if the surface lies at most this much in front of it, scene units
 
 
@@ -27,6 +29,18 @@ def evaluation_cameras(count: int) -> list[Camera]:
     if count > len(EVALUATION_AZIMUTHS):
         raise UsageError(f"Evaluation sampling has {len(EVALUATION_AZIMUTHS)} fixed views; {count} were asked for.")
     return [Camera(azimuth, 0.0) for azimuth in EVALUATION_AZIMUTHS[:count]]
+
+
+def benchmark_cameras(count: int) -> list[Camera]:
+    """The first ``count`` views of full turns at each elevation; view 0 is frontal."""
+    cameras = [Camera(azimuth, elevation) for elevation in BENCHMARK_ELEVATIONS for azimuth in BENCHMARK_AZIMUTHS]
+    if count > len(cameras):
+        raise UsageError(f"Benchmark sampling has {len(cameras)} fixed views; {count} were asked for.")
+    return cameras[:count]
+
+
+FIXED_CAMERAS = {"evaluation": evaluation_cameras, "benchmark": benchmark_cameras}
+"""Samplings whose views are the same for every subject, in canonical light."""
 
 
 def landmark_visibility(view, landmarks: np.ndarray, pixels: np.ndarray) -> np.ndarray:

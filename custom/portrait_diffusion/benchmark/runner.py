@@ -1,0 +1,203 @@
+"""Runs rungs over items and seeds, in processes side by side; what is recorded is not run again."""
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
+from ..files import sha256_file, write_text
+from ..pipeline import run_key
+from ..settings import load_pipeline_config
+from .ladder import Rung, why_not
+from .measure import Scope
+from .records import Item, available_cores, commit, digest, find_photos, read_record
+from .truth import check_group, group_of, set_hash, shard
+
+MEASURES = 1
+"""Increase when the same head gives other numbers."""
+_log = logging.getLogger("portrait_diffusion")
+
+
+@dataclass
+class Plan:
+    """What is run.
+
+    Attributes: out: folder of results; items; seeds; rungs; set: folder of the synthetic set, None for photos alone;
+        photos: folder of photos; size of the compared pictures; scope of the measurements; device, "" for the first GPU
+        or the CPU; jobs: processes; clip, arcface: the user's weights (`evaluation.canonical`); not_run: rungs that
+        cannot run here, and why.
+    """
+
+    out: Path
+    items: list[Item]
+    seeds: list[int]
+    rungs: list[Rung]
+    set: Path | None = None
+    photos: Path | None = None
+    size: int = 128
+    scope: Scope = Scope()
+    device: str = ""
+    jobs: int = 1
+    clip: str = ""
+    arcface: str = ""
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    def photo_of(self, item: Item) -> Path:
+        """The picture that a head is made of."""
+        if item.data == "photos":
+            return self.photos / item.name
+        return shard(self.set, item.data, int(item.name), "photo").with_suffix(".png")
+
+
+def items_of(folder: Path | None, groups: Sequence[str], photos: Path | None, limit: int | None) -> list[Item]:
+    """Subjects and photos, at most `limit` of each kind; the subjects are checked against the record.
+
+    Raises: UsageError for a set that is not there or differs, and for a folder without photos.
+    """
+    items = []
+    for name in groups:
+        count = min(group_of(name).subjects, limit or group_of(name).subjects)
+        if folder is None:
+            raise UsageError(f"Group '{name}' needs the synthetic set: --set FOLDER (made by render-benchmark).")
+        there = sum(shard(folder, name, k).is_file() for k in range(count))
+        if there < count:
+            raise UsageError(f"'{folder}' has {there} of {count} subjects of '{name}'; run: render-benchmark {folder}.")
+        check_group(folder, name, count)
+        items += [Item(name, str(k)) for k in range(count)]
+    if photos is not None:
+        items += [Item("photos", path.name) for path in find_photos(photos)[:limit]]
+    if not items:
+        raise UsageError("There is nothing to evaluate: name --groups, or a folder of --photos.")
+    return items
+
+
+def view_size(folder: Path, item: Item) -> int:
+    """Side of a subject's views, of the set's manifest."""
+    manifest = next((folder / item.data / "views").glob("manifest_*.json"))
+    return int(json.loads(manifest.read_text(encoding="utf-8"))["spec"]["size"])
+
+
+def files_of(path: str) -> list[str]:
+    """Hashes of a model's files, a folder's or one; none for an empty name and for names that are no path."""
+    if path and Path(path).is_file():
+        return [sha256_file(path)]
+    return [sha256_file(p) for p in sorted(Path(path).rglob("*.safetensors"))] if path and Path(path).is_dir() else []
+
+
+def weights_of(config: dict) -> list[str]:
+    """Hashes of a local denoiser's files: another training is another result."""
+    return files_of(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
+
+
+def without_paths(config: dict) -> dict:
+    """A configuration without the folder of the denoiser, which `weights_of` stands for."""
+    guidance = {k: v for k, v in (config["system"].get("guidance") or {}).items() if "pretrained" not in k}
+    return {**config, "system": {**config["system"], "guidance": guidance}}
+
+
+def rung_key(rung: Rung) -> list:
+    """What of a result's key is the same for all items: configuration and weights."""
+    typed, raw = load_pipeline_config(rung.config)
+    plain = without_paths(rung.config)
+    return [plain["system"], plain["data"], run_key("", raw, typed.system.prior), weights_of(rung.config)]
+
+
+def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
+    """What a result belongs to: configuration and weights (`rung_key`), input, and the way of measuring."""
+    source = photo_sha256 if item.data == "photos" else set_hash([item.data])
+    canonical = [files_of(plan.clip), files_of(plan.arcface)]
+    return digest(own, source, MEASURES, plan.size, asdict(plan.scope), canonical)
+
+
+def jobs_of(plan: Plan) -> list[dict]:
+    """Jobs of what is missing, one an item and seed; rungs that cannot run here are noted in ``plan.not_run``."""
+    plan.not_run = {rung.name: reason for rung in plan.rungs if (reason := why_not(rung))}
+    runnable = [rung for rung in plan.rungs if rung.name not in plan.not_run]
+    own, revision = {rung.name: rung_key(rung) for rung in runnable}, commit()
+    jobs = []
+    for item in plan.items:
+        sha256 = sha256_file(plan.photo_of(item))
+        keys = {name: result_key(plan, key, item, sha256) for name, key in own.items()}
+        for seed in plan.seeds:
+            missing = [
+                {"name": rung.name, "config": rung.config, "key": keys[rung.name], "commit": revision}
+                for rung in runnable
+                if read_record(plan.out, item, rung.name, seed, keys[rung.name]) is None
+            ]
+            if missing:
+                jobs.append({
+                    "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
+                    "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
+                    "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
+                    "clip": plan.clip, "arcface": plan.arcface,
+                })  # fmt: skip
+    return jobs
+
+
+def run_job(job: dict, threads: int) -> dict:
+    """One job in a process of its own with so many threads.
+
+    Raises: the PortraitError that the process ended with; OutOfMemory if the system killed it.
+    """
+    command = [sys.executable, "-m", "portrait_diffusion.benchmark.worker"]
+    packages = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True)
+    told = f"{job['item']['data']} {job['item']['name']}, seed {job['seed']}"
+    if done.returncode == 0:
+        return {"told": told, "lines": done.stdout.splitlines()}
+    if done.returncode == -signal.SIGKILL:
+        raise OutOfMemory(f"The process for {told} was killed, probably for lack of memory; use fewer --jobs.")
+    last = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
+    for kind in (UsageError, EnvironmentProblem, OutOfMemory):
+        if done.returncode == kind.exit_code:
+            raise kind(f"{told}: {last}")
+    raise PortraitError(f"The process for {told} ended with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def in_parallel(work: Callable[[Any], dict], things: list, jobs: int) -> Iterator[tuple[Any, dict]]:
+    """(thing, result) as each gets done, `jobs` at a time. The first error stops what has not begun and is raised."""
+    pool = ThreadPoolExecutor(jobs)
+    futures = {pool.submit(work, thing): thing for thing in things}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run(plan: Plan, start: Callable[[dict, int], dict] = run_job) -> list[dict]:
+    """Run what is missing and return all records of the plan, in its order.
+
+    Raises: UsageError for jobs out of range; what `run_job` raises.
+    """
+    cores = available_cores()
+    if not 1 <= plan.jobs <= cores:
+        raise UsageError(f"--jobs must be between 1 and {cores}, the number of cores; got {plan.jobs}.")
+    threads, todo = cores // plan.jobs, jobs_of(plan)
+    for number, (job, done) in enumerate(in_parallel(lambda job: start(job, threads), todo, plan.jobs), 1):
+        _log.info("%d of %d: %s: %s", number, len(todo), done["told"], "; ".join(done["lines"]))
+        shutil.rmtree(plan.out / "work" / Item(**job["item"]).key / f"s{job['seed']}" / "save", ignore_errors=True)
+    return collect(plan)
+
+
+def collect(plan: Plan) -> list[dict]:
+    """All records of the plan's items, seeds and rungs that are there, and ``results.jsonl`` of them."""
+    records = []
+    for item in plan.items:
+        for rung in plan.rungs:
+            for seed in plan.seeds:
+                path = plan.out / "records" / item.key / f"{rung.name}-s{seed}.json"
+                if rung.name not in plan.not_run and path.is_file():
+                    records.append(json.loads(path.read_text(encoding="utf-8")))
+    write_text(plan.out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    return records

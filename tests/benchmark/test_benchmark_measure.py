@@ -1,0 +1,135 @@
+"""Metrics of a head whose truth is known: perfect for the truth itself, worse for others, missing, never zero."""
+import functools
+import math
+
+import pytest
+import torch
+from portrait_diffusion.benchmark import measure
+from portrait_diffusion.benchmark.measure import Nets, Scope
+from portrait_diffusion.errors import UsageError
+from portrait_diffusion.evaluation import identity
+
+from benchmark.ball_heads import SIZE, render, truth_of
+
+
+class Colour:
+    """Stands in for a perceptual distance."""
+
+    def features(self, picture):
+        return picture
+
+    def compare(self, a, b, mask):
+        return ((a - b).abs().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1e-8)
+
+    def __call__(self, a, b, mask):
+        return self.compare(a, b, mask)
+
+
+NETS = Nets(perceptual={"alex": Colour()}, reasons={"clip_i": "no weights"})
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return truth_of()
+
+
+def metrics(truth, **wrong):
+    return measure.head_metrics(functools.partial(render, **wrong), truth, NETS, 3)[0]
+
+
+@pytest.fixture(scope="module")
+def perfect(truth):
+    return metrics(truth)
+
+
+def test_the_truth_itself_is_perfect(perfect):
+    for name in ("input", *measure.BINS):
+        assert perfect[f"ssim.{name}"] == pytest.approx(1) == perfect[f"iou.{name}"]
+        assert perfect[f"depth_mm.{name}"] == pytest.approx(0, abs=1e-3)
+        assert perfect[f"normal_deg.{name}"] == pytest.approx(0, abs=0.1)
+        assert perfect[f"stlpips_alex.{name}"] == 0 == perfect[f"stlpips_hair.{name}"]
+        assert perfect[f"laplacian_ratio.{name}"] == pytest.approx(1) == perfect[f"band_ratio_2.{name}"]
+        assert perfect[f"psnr_db.{name}"] is None, "infinite: missing, not a number"
+    assert perfect["chamfer"] == pytest.approx(0, abs=1e-6) and perfect["f1"] == 1
+    assert perfect["self_warp_30"] == perfect["truth_warp_30"] < 0.05 and perfect["flicker_back"] < 0.01
+    assert perfect["janus_rate"] == 0
+
+
+def test_what_cannot_be_known_is_missing_and_never_zero(perfect):
+    assert perfect["clip_i"] is None and perfect["self_warp_15"] is None, "views are 30 degrees apart"
+    assert perfect["sface.side"] is None and perfect["landmarks.side"] is None, "a ball has no face"
+    assert measure.finite({"a": math.nan, "b.back": 1.0}, {"b": "x", "c": "y"}) == {"a": None, "b.back": 1.0, "c": None}
+
+
+def test_wrong_heads_are_worse_where_they_are_wrong(truth, perfect):
+    turned = metrics(truth, turned=0.5)
+    assert turned["psnr_db.side"] < 25 and turned["stlpips_hair.back"] > 0.02
+    assert turned["depth_mm.back"] == pytest.approx(0, abs=1e-3) and turned["chamfer"] == perfect["chamfer"]
+    assert turned["self_warp_30"] == pytest.approx(perfect["self_warp_30"], rel=0.3), "it agrees with itself"
+    small = metrics(truth, radius=0.19)
+    millimetres = 10 * measure.METRES_PER_UNIT
+    assert small["chamfer"] == pytest.approx(millimetres, rel=0.15) and small["iou.back"] < 0.95
+    big, less = 0.2, 0.19  # mean over the small disc of the difference of two half balls' heights
+    heights = 2 / 3 * (big**3 - (big**2 - less**2) ** 1.5 - less**3) / less**2
+    assert small["depth_mm.front"] == pytest.approx(1000 * measure.METRES_PER_UNIT * heights, rel=0.05)
+    dull = metrics(truth, grey=0.5)
+    assert dull["band_ratio_2.back"] == pytest.approx(0.25, rel=0.02)
+    assert dull["laplacian_ratio.side"] == pytest.approx(0.25, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "name"),
+    [(0, "front"), (30, "front"), (-30, "front"), (45, "side"), (75, "side"), (-76, "profile"), (105, "profile"),
+     (106, "back"), (180, "back"), (-180, "back"), (345, "front"), (255, "profile")],
+)  # fmt: skip
+def test_bins_by_absolute_azimuth(azimuth, name):
+    assert measure.bin_name(azimuth) == name
+
+
+def test_the_input_view_is_never_averaged_with_others():
+    out = measure.binned({"m": [1.0, 3.0, math.nan, 5.0]}, [0, 0, 15, -30], [0, 20, 0, 0])
+    assert out == {"m.input": 1.0, "m.front": 4.0, "m.side": None, "m.profile": None, "m.back": None}
+
+
+def test_faces_are_compared_where_both_are_found(truth, monkeypatch):
+    x = torch.tensor([0.6, 0.8]).numpy()
+    seen = iter([x, None, x, x] * 20)
+    monkeypatch.setattr(measure, "sface_embedding", lambda picture: next(seen))
+    face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
+    monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
+    found = measure.face_metrics(truth.pictures, truth, NETS)
+    assert [math.isnan(v) for v in found["sface"][:3]] == [True, False, True]
+    assert found["sface"][1] == pytest.approx(1) and found["landmarks"][1] == 0
+    assert found["face_found"][1] == 1 and math.isnan(found["sface"][6]), "no face is looked for behind the head"
+
+
+def test_missing_weights_have_reasons():
+    nets = Nets.load("cpu", Scope(rings=1, every=2, vgg=False))
+    assert nets.reasons["stlpips_vgg"] == "the profile leaves it out" and "vgg" not in nets.perceptual
+    assert nets.reasons["self_warp_15"] == "the profile compares views 30 degrees apart"
+    assert "truth_warp_lpips_30" not in nets.reasons
+    assert {"clip_i", "lpips_canonical", "arcface_id", "second_id"} <= set(nets.reasons)
+
+
+def test_scopes():
+    assert Scope(rings=1, every=2).rows() == list(range(0, 24, 2)) and len(Scope(rings=3).rows()) == 72
+    for wrong in ({"rings": 4}, {"every": 4}, {"film": 1}):
+        with pytest.raises(UsageError, match="A scope has"):
+            Scope(**wrong)
+
+
+def test_the_photos_camera_is_measured(truth):
+    from types import SimpleNamespace
+
+    from portrait_diffusion.inversion.camera import PhotoCamera
+
+    view = truth.pictures.rgb[0].permute(1, 2, 0), truth.pictures.alpha[0].permute(1, 2, 0)
+    prepared = SimpleNamespace(rgb=view[0], alpha=view[1], valid=torch.ones_like(view[1]))
+    c = truth.cameras.rows([0])
+    result = SimpleNamespace(
+        prepared=prepared, camera=PhotoCamera(3.0, 4.0),
+        render_input_fn=lambda h, w: render(c.c2w, c.fovy, h, w, grey=0.1),
+    )  # fmt: skip
+    found = measure.photo_metrics(result, SIZE, NETS)
+    assert found["pose_deg"] == pytest.approx(5.0, abs=0.02) and 20 < found["photo_psnr_db"] < 60
+    assert 0 < found["photo_stlpips_alex"] < 0.1
