@@ -1,10 +1,10 @@
 """Turn the card of a training run into the prior's result file and the numbers of its model card.
 
-    python benchmarks/prior_results.py --card OUT/card.json [--test TEST.json]
+    python benchmarks/prior_results.py --card OUT/card.json [--test TEST.json] [--more LABEL FILE.json]
     python benchmarks/prior_results.py --check     # exit code 1 when result file and model card disagree
 
 `--test` holds the scores of the same weights on subjects with unseen assets, as `priors.assess.evaluate` returns them
-(or a card of a run with ``--seconds 0 --val TEST_DATA``).
+(or a card of a run with ``--seconds 0 --val TEST_DATA``); `--more` adds rows of other scores under any label.
 """
 import argparse
 import json
@@ -31,7 +31,7 @@ WHAT = (
 )
 
 
-def result_of(card: dict, test: dict | None) -> dict:
+def result_of(card: dict, test: dict | None, more: dict[str, dict]) -> dict:
     """The result file's contents."""
     data = card["data"]["manifest_train"]["spec"]
     result = {
@@ -41,6 +41,7 @@ def result_of(card: dict, test: dict | None) -> dict:
     }  # fmt: skip
     if test is not None:
         result[ROWS[1]] = test.get("scores", test)
+    result |= {label: scores.get("scores", scores) for label, scores in more.items()}
     return result | {ROWS[2]: REFERENCE, "config": card["config"], "history": card["history"]}
 
 
@@ -53,9 +54,7 @@ def numbers(result: dict) -> str:
         "| | " + " | ".join(heading for _, heading in BINS) + " |",
         "|---" * (len(BINS) + 1) + "|",
     ]
-    for row in ROWS:
-        if row not in result:
-            continue
+    for row in [name for name, value in result.items() if isinstance(value, dict) and "psnr_front" in value]:
         cells = []
         for key, _ in BINS:
             distance = result[row].get(f"stlpips_{key}")
@@ -74,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--card", type=Path, help="card.json of the training run")
     parser.add_argument("--test", type=Path, help="scores on the test split, JSON")
+    parser.add_argument("--more", nargs=2, action="append", default=[], metavar=("LABEL", "FILE"), help="other scores")
     parser.add_argument("--check", action="store_true", help="only compare result file and model card")
     args = parser.parse_args(argv)
     text = CARD.read_text(encoding="utf-8")
@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.card is None:
         parser.error("--card is needed")
     test = json.loads(args.test.read_text(encoding="utf-8")) if args.test else None
-    result = result_of(json.loads(args.card.read_text(encoding="utf-8")), test)
+    more = {label: json.loads(Path(file).read_text(encoding="utf-8")) for label, file in args.more}
+    result = result_of(json.loads(args.card.read_text(encoding="utf-8")), test, more)
     write_text(RESULT, json.dumps(result, indent=1) + "\n")
     write_text(CARD, with_numbers(text, result))
     return 0
