@@ -96,6 +96,15 @@ def test_other_stages_keep_the_initialization(model, tmp_path, monkeypatch):
     assert plain.geometry.restoration is None
 
 
+def test_a_run_with_a_perceptual_loss_is_taken_up_again(model, tmp_path):
+    pytest.importorskip("stlpips_pytorch")
+    stages = {"refine": {"steps": 2, "resolution": [32], "loss": {"lambda_rgb": 1.0, "lambda_perceptual": 1.0}}}
+    first = pipeline(model, stages).run(PHOTO, tmp_path)
+    second = pipeline(model, stages).run(PHOTO, tmp_path)
+    assert torch.equal(first.geometry.restoration, second.geometry.restoration)
+    assert second.denoiser_rows == first.denoiser_rows > 0, "what was counted before counts"
+
+
 def test_wrong_stages_stop_before_any_work(model):
     with pytest.raises(UsageError, match="system.stages has no stage 'polish'"):
         pipeline(model, {"polish": {"steps": 1}})

@@ -342,7 +342,8 @@ class PortraitSystem(BaseLift3DSystem):
             sampler.set_geometry(self._latent_depth(self.guidance.model), c2w.to(self.device), fovy.to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a guidance keeps between steps belongs to the run, and so do its settings."""
+        """What a guidance keeps between steps belongs to the run, and so do its settings; ST-LPIPS does not."""
+        without_perceptual(checkpoint)
         checkpoint["portrait"] = {"settings": self.settings}
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
@@ -351,6 +352,7 @@ class PortraitSystem(BaseLift3DSystem):
             checkpoint["portrait"] |= state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        without_perceptual(checkpoint)
         found = checkpoint.get("portrait") or {}
         self.settings = found.get("settings") or {}
         self._saved = found if "guidance" in found else None
@@ -436,6 +438,12 @@ class PortraitSystem(BaseLift3DSystem):
         self.save_img_sequence(
             folder, folder, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=self.true_global_step
         )
+
+
+def without_perceptual(checkpoint: dict[str, Any]) -> None:
+    """Drop ST-LPIPS's weights: fixed, and not there yet when a checkpoint is loaded."""
+    for name in [name for name in checkpoint.get("state_dict", {}) if name.startswith("_perceptual.")]:
+        del checkpoint["state_dict"][name]
 
 
 def scheduled(value: Any, step: int) -> float:
