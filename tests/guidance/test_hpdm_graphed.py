@@ -1,4 +1,4 @@
-"""The denoiser as a CUDA graph: its bookkeeping on a CPU, computing with copies of the inputs, and all of it on a GPU."""
+"""The denoiser as a CUDA graph: its bookkeeping on a CPU, with copies of the inputs, and all of it on a GPU."""
 import pytest
 import torch
 
