@@ -2,6 +2,7 @@
 
     python benchmarks/guidance_speed.py --out benchmarks/results/guidance_speed.json [--views 4] [--size 512]
     python benchmarks/guidance_speed.py --out benchmarks/results/guidance_mini_cpu.json --mini --views 1 --size 128
+    python benchmarks/guidance_speed.py --out benchmarks/results/guidance_operations.json --count    # needs no GPU
 
 Of Stable-Diffusion-1.5 size (bfloat16 on a GPU), or with `--mini` the small HPDM. Median of repeated runs after warming
 up; as many known views as views, both conditions, guidance with three rows. The parts are timed alone, so they need not
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
@@ -25,6 +27,7 @@ from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
+from portrait_diffusion.guidance.hpdm.graphed import GraphedPredict  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.views import KnownViews, Target, Views  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
@@ -72,14 +75,14 @@ def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: i
     tokens = model.cameras(c2w)
     one = References(latents[:, None], explicit[:, None, :7], tokens[:, None], torch.ones(views, 1, device=device))
 
-    def step():
+    def step(predict: Callable = model.predict, levels: torch.Tensor = t) -> None:
         picture = rgb.clone().requires_grad_(True)
         x = model.encode(picture).float()
         with torch.no_grad():
             told = known.conditions(target)
             told = Conditions(told.tokens, told.explicit.to(dtype), told.references, tokens)
             noise = torch.randn_like(x)
-            found = model.predict(model.add_noise(x.detach(), noise, t), t, told, 7.5, 2.0, known.bank_for(views))
+            found = predict(model.add_noise(x.detach(), noise, levels), levels, told, 7.5, 2.0, known.bank_for(views))
         distillation_loss(x, found.noise.float() - noise).backward()
 
     def encode():
@@ -99,7 +102,40 @@ def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: i
             lambda: model.denoise(latents, t, tokens, None, model.bank(one), one.gate)
         ),
     }
+    parts |= {"step, one timestep": partial(step, levels=t[:1])}
+    if device.type == "cuda":
+        graphed = GraphedPredict(model)
+        parts |= {"step, graph": partial(step, graphed), "step, graph, one timestep": partial(step, graphed, t[:1])}
     return {name: median_ms(function, device, repeats) for name, function in parts.items()}
+
+
+def count_operations(views: int, size: int) -> dict:
+    """Tflop of the networks in a step of SD-1.5 size, counted on tensors without data; of the autoencoder too."""
+
+    def count(function: Callable) -> float:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            function()
+        return round(counter.get_total_flops() / 1e12, 2)
+
+    with torch.device("meta"):
+        model, side = build(False).to(torch.bfloat16).requires_grad_(False), size // 8
+        model.alphas_cumprod = torch.empty(1000)
+        explicit = torch.empty(views, EXPLICIT_CHANNELS, size, size)
+        latents, tokens = torch.empty(views, 4, side, side), torch.empty(views, 77, 768)
+        bank = {name: x[None].expand(views, *x.shape) for name, x in (("latents", latents), ("tokens", tokens))}
+        references = References(bank["latents"], explicit, bank["tokens"], torch.empty(views, views))
+        told = Conditions(tokens, explicit, references, tokens)
+        t, picture = torch.empty(views, dtype=torch.long), torch.empty(views, 3, size, size, requires_grad=True)
+        with torch.no_grad():
+            found = {
+                "prediction, three rows": count(lambda: model.predict(latents, t, told, 7.5, 2.0, bank)),
+                "prediction, three rows, one timestep": count(
+                    lambda: model.predict(latents, t[:1], told, 7.5, 2.0, bank)
+                ),
+            }
+        found["autoencoder, encode forward and backward"] = count(lambda: model.encode(picture).sum().backward())
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,13 +147,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--mini", action="store_true", help="the small HPDM")
     parser.add_argument("--small", action="store_true", help="tiny widths, to try the script")
+    parser.add_argument("--channels-last", action="store_true", help="networks with the channels innermost")
+    parser.add_argument("--count", action="store_true", help="floating-point operations instead of times, of any size")
     args = parser.parse_args(argv)
     device = default_device()
+    if args.count:
+        result = {
+            "what": "Tflop of the networks", "views": args.views, "size": args.size, **circumstances(device, argv),
+            "Tflop": count_operations(args.views, args.size),
+        }  # fmt: skip
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result["Tflop"]))
+        return 0
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result: dict = {
         "what": "ms, median; both conditions, guidance with three rows, as many known views as views",
         "views": args.views, "size": args.size, "dtype": str(dtype), "small": args.small,
-        **circumstances(device, argv),
+        "channels last": args.channels_last, **circumstances(device, argv),
     }  # fmt: skip
     builders = {name: partial(build, tiny, args.small) for name, tiny in
                 (("full autoencoder", False), ("tiny autoencoder", True))}  # fmt: skip
@@ -126,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, builder in builders.items():
         model = builder().to(device, dtype).requires_grad_(False)
         model.alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
+        if args.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         result[name] = measure(model, args.size, args.views, device, args.repeats)

@@ -147,6 +147,18 @@ def test_cells_cut_once_project_what_the_views_do(folder):
         assert 0.05 < float(valid.mean()) < 0.95
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_graphs_without_a_gpu_are_refused(folder):
+    with pytest.raises(UsageError, match="cuda_graphs needs a GPU"):
+        make(folder, cuda_graphs=True)
+
+
+def test_channels_last_answers_alike(folder):
+    losses = [float(make(folder, channels_last=last)(render(), **angles(0.0, 60.0))["loss_sds"].detach())
+              for last in (False, True)]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_one_timestep_for_all_views(folder):
     guidance, seen = make(folder, one_timestep=True), []
     guidance.set_views(ball([0.0, 90.0]))

@@ -66,6 +66,8 @@ class HPDMGuidance(BaseObject):
         grad_clip: Any = None  # largest entry of the gradient; may be a schedule; None does not clip
         half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
         one_timestep: bool = False  # one for all views of a step, so that an SD-1.5 model reads the references once
+        cuda_graphs: bool = False  # the denoiser's kernels as one graph: a GPU, constant scales; not yet measured
+        channels_last: bool = False  # networks with the channels innermost; not yet measured
         inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
         noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
         noise_sampler: dict = field(default_factory=dict)
@@ -87,6 +89,15 @@ class HPDMGuidance(BaseObject):
         # hidden from nn.Module and from the checkpoint: the guidance is fixed
         self._model = model.to(self.device, torch.bfloat16 if half else torch.float32).requires_grad_(False)
         self._model.alphas_cumprod = model.scheduler.alphas_cumprod.to(self.device)  # in full precision
+        if self.cfg.channels_last:
+            self._model.to(memory_format=torch.channels_last)
+        self._graphed = None
+        if self.cfg.cuda_graphs:
+            if torch.device(self.device).type != "cuda":
+                raise UsageError("guidance.cuda_graphs needs a GPU; set it to false to run on a CPU.")
+            from .hpdm.graphed import GraphedPredict
+
+            self._graphed = GraphedPredict(self._model)
         self.noise_sampler = find(self.cfg.noise_sampler_type)(self.cfg.noise_sampler)
         self.generator = torch.Generator(device=self.device).manual_seed(self.cfg.seed)
         self._known = None
@@ -118,6 +129,10 @@ class HPDMGuidance(BaseObject):
     def model(self):
         """The diffusion model (`hpdm.model.HPDM`), without gradients."""
         return self._model
+
+    def _predict(self, *args: Any):
+        """`HPDM.predict`, as a graph if configured."""
+        return self._model.predict(*args) if self._graphed is None else self._graphed(*args)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Follow the schedules; what a step draws is a function of seed and step, so that runs resume exactly."""
@@ -198,11 +213,11 @@ class HPDMGuidance(BaseObject):
                 t, reference, noisy, prediction = self._sampled(clean, c2w, fovy, depth, conditions, bank)
             else:
                 t, reference, noisy = self._inverted(clean, conditions, bank)
-                prediction = model.predict(noisy, t[:1], conditions, *self.scales, bank)
+                prediction = self._predict(noisy, t[:1], conditions, *self.scales, bank)
             if kind == "csd":
                 reference = prediction.alone
                 if reference is None:
-                    reference = model.predict(noisy, t, conditions.alone()).noise
+                    reference = self._predict(noisy, t, conditions.alone()).noise
             weight = weighting(model.alphas_cumprod[t], self.cfg.weighting_strategy)
             gradient = distillation_gradient(prediction.noise, reference, weight, self.grad_clip)
         out: dict[str, Any] = {
@@ -234,7 +249,7 @@ class HPDMGuidance(BaseObject):
         t = torch.full((len(clean),), self.max_step, device=clean.device)
 
         def predict(noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-            found = model.predict(noisy, levels[:1], conditions, *self.scales, bank)
+            found = self._predict(noisy, levels[:1], conditions, *self.scales, bank)
             return found.clean, found.noise
 
         noisy = model.add_noise(clean, noise, t)
@@ -295,12 +310,12 @@ class HPDMGuidance(BaseObject):
         if not compare:
             noise = sampler(request)
             noisy = model.add_noise(clean, noise, t)
-            return t, noise, noisy, model.predict(noisy, drawn, conditions, *self.scales, bank)
+            return t, noise, noisy, self._predict(noisy, drawn, conditions, *self.scales, bank)
         noise = sampler.candidates(request)
         k = len(noise)
         noisy = model.add_noise(clean.repeat(k, 1, 1, 1), noise.flatten(0, 1), t.repeat(k))
         repeated = None if bank is None else self._known.bank_for(k * b)
-        found = model.predict(noisy, drawn, conditions.repeated(k), *self.scales, repeated)
+        found = self._predict(noisy, drawn, conditions.repeated(k), *self.scales, repeated)
         best = sampler.choose((found.noise - noise.flatten(0, 1)).view_as(noise), noise, g)
         row = best * b + torch.arange(b, device=best.device)
         prediction = type(found)(*(None if x is None else x[row] for x in vars(found).values()))
@@ -316,13 +331,13 @@ class HPDMGuidance(BaseObject):
         def predict(noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             # ISM inverts without conditions, SDI with them
             told = alone if self.cfg.loss_type == "ism" else conditions
-            found = model.predict(noisy, steps[:1], told, *self.scales, None if told is alone else bank)
+            found = self._predict(noisy, steps[:1], told, *self.scales, None if told is alone else bank)
             return found.clean, found.noise
 
         noisy, before, level = ddim_inversion(clean, step, self.cfg.inversion_steps, model.alphas_cumprod, predict)
         t = torch.full((b,), step, device=clean.device)
         if self.cfg.loss_type == "ism":
-            return t, model.predict(before, torch.full_like(t, level), alone).noise, noisy
+            return t, self._predict(before, torch.full_like(t, level), alone).noise, noisy
         signal, spread = model.levels(t)
         return t, (noisy - signal * clean) / spread, noisy
 

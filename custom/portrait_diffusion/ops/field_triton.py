@@ -59,7 +59,7 @@ def _weights(
     return first, tl.load(b1 + h), second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points"])
 def _field_forward(
     tables, coords, w1, b1, w2, b2, out, kept, n_points, scale,
     AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, HIDDEN: tl.constexpr, K: tl.constexpr,
@@ -81,7 +81,7 @@ def _field_forward(
     tl.store(out + rows[:, None] * K + k[None, :], raw, mask=mask[:, None] & (k < K)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_blocks"])
 def _field_backward(
     tables, grad_tables, coords, kept, grad_out, w1, b1, w2, partial, n_points, n_blocks, scale,
     AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, HIDDEN: tl.constexpr, K: tl.constexpr,

@@ -88,6 +88,7 @@ class PortraitSystem(BaseLift3DSystem):
         self._saved: dict | None = None
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
+        self._unread: tuple[str, dict[str, Tensor]] | None = None
         self.curves: dict[str, list] = {}
         self.settings: dict[str, Any] = {}
 
@@ -97,7 +98,25 @@ class PortraitSystem(BaseLift3DSystem):
 
     def last_losses(self) -> dict[str, float]:
         """The losses of the last step, weighted."""
+        self._read_losses()
         return dict(self._last)
+
+    def _read_losses(self) -> None:
+        """Bring a step's losses to the host, all at once and after its backward pass: that waits for the GPU."""
+        if self._unread is None:
+            return
+        (stage, values), self._unread = self._unread, None
+        if not values:
+            self._last = {}
+            return
+        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        self._last = dict(zip(values, numbers, strict=True))
+        for name, value in self._last.items():
+            self.curves.setdefault(f"{stage}/{name}", []).append(value)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_batch_end(*args, **kwargs)
+        self._read_losses()
 
     def _check_losses(self) -> None:
         known = {f"lambda_{name}" for name in losses.known_names()}
@@ -239,9 +258,7 @@ class PortraitSystem(BaseLift3DSystem):
         total = sum(weighted.values(), out["opacity"].sum() * 0)
         for name, value in found.items():
             self.log(f"train/{name}", value.detach())
-        self._last = {name: float(value.detach()) for name, value in weighted.items()}
-        for name, value in self._last.items():
-            self.curves.setdefault(f"{place.name}/{name}", []).append(value)
+        self._unread = place.name, {name: value.detach() for name, value in weighted.items()}
         self.log("train/loss", total.detach(), prog_bar=True)
         return {"loss": total}
 
