@@ -112,7 +112,7 @@ def sample_planes(
         axes: which coordinates each plane reads, see the module text.
         implementation: "torch" (`grid_sample`, the reference), "gather" (`ops.triplane_gather`, several times faster on
             a CPU), "triton" (`ops.triplane_triton`, on a GPU; no gradient for coords) or "auto": gather on a CPU where
-            it pays, Triton where it can. They agree to rounding, in value and gradients.
+            it pays, else torch. They agree to rounding, in value and gradients.
 
     Returns: (B,N,C). Once differentiable in planes and coords; PyTorch's grid_sample has no second derivative.
     Raises: ValueError for wrong shapes or reductions; EnvironmentProblem where Triton is asked for and cannot run.
@@ -142,7 +142,8 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
         unfit = "it has no gradient with respect to coordinates"
     elif levels[0].dtype == torch.float64 or levels[0].shape[2] & (levels[0].shape[2] - 1):
         unfit = "it reads planes of at most 32 bits with a power of two of channels"
-    if choose("plane sampling", implementation, coords.device, ("triton", "torch"), unfit) == "torch":
+    # auto is torch: the kernel has not run inside the whole pipeline on a GPU
+    if choose("plane sampling", implementation, coords.device, ("torch", "triton"), unfit) == "torch":
         return _sample_torch(levels, coords, axes)
     from .triplane_triton import SampleTriplanes
 
