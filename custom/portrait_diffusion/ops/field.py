@@ -35,7 +35,7 @@ def query_field(
     """
     levels = check_levels(planes, coords, reduce, level_reduce)
     unfit = None
-    if implementation in ("auto", "triton") and missing("triton", coords.device) is None:
+    if implementation == "triton" and missing("triton", coords.device) is None:
         from .field_triton import unfit as why
 
         unfit = why(levels, coords, weights)
