@@ -29,7 +29,7 @@ def training_of(cards: dict) -> dict:
     """The result file's contents, of the cards of both stages by name."""
     data = cards["denoiser"]["data"]["manifest_train"]["spec"]
     stages = {
-        name: {k: card[k] for k in ("step", "seconds", "device", "torch", "scores", "config") if k in card}
+        name: {k: card[k] for k in ("step", "seconds", "device", "devices", "torch", "scores", "config") if k in card}
         for name, card in cards.items()
     }
     return {"what": "training of the bundled HPDM", "train_subjects": data["n_subjects"],
@@ -61,7 +61,8 @@ def numbers(training: dict, views: dict) -> str:
     lines = [
         f"{training['train_subjects']} heads × {training['train_views']} views. Autoencoder: {first['step']} steps in "
         f"{first['seconds']} s, {first['scores']['psnr_autoencoder']:.1f} dB on unseen subjects. Denoiser and "
-        f"branches: {second['step']} steps in {second['seconds']} s, both on one {second['device']}.",
+        f"branches: {second['step']} steps of {second['config']['batch']} × {second.get('devices', 1)} subjects in "
+        f"{second['seconds']} s on {second.get('devices', 1)} {second['device']}.",
     ]
     for geometry, result in views.items():
         told = "true geometry" if geometry == "true" else "geometry of the bundled prior's answer to the front view"

@@ -33,8 +33,8 @@ def check_model(name_or_path: str) -> None:
     """
     if name_or_path == "bundled" and not BUNDLED.is_dir():
         raise EnvironmentProblem(
-            "No HPDM model is shipped yet; train one (train-hpdm) and give its folder as "
-            "guidance.pretrained_model_name_or_path."
+            "The shipped HPDM weights are missing; reinstall the package, or train a model (train-hpdm) and give its "
+            "folder as guidance.pretrained_model_name_or_path."
         )
 
 

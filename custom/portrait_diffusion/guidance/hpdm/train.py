@@ -522,6 +522,7 @@ def finish(
         "data": read_manifest(data_dir), "drafts": None if drafts_dir is None else read_manifest(drafts_dir),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "devices": stage.trainer.world_size,
     }  # fmt: skip
     if val_dir is not None:
         val = load_shards(val_dir, device)
