@@ -81,7 +81,7 @@ def test_a_small_ladder_from_photo_to_gallery(tmp_path, capsys):
     assert by["astronaut.png", "sds"]["denoiser_rows"] == first["rungs"]["sds"]["predicted_rows"] == 8
     assert by["astronaut.png", "sds"]["metrics"]["photo_psnr_db"] > 5
     assert by["astronaut.png", "sds"]["metrics"]["clip_i"] is None
-    assert "No HPDM model is shipped" in first["not_run"]["lost"] or "lost" not in first["not_run"]
+    assert "HPDM weights are missing" in first["not_run"]["lost"] or "lost" not in first["not_run"]
     assert (out / "gallery" / "photos-astronaut.html").is_file() and (out / "tables.md").read_text().count("| sds |")
     lines = (out / "results.jsonl").read_text()
     assert cli.main(words) == 0 and (out / "results.jsonl").read_text() == lines, "nothing is run twice"

@@ -49,7 +49,7 @@ def test_a_rung_without_weights_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(hpdm_guidance, "BUNDLED", tmp_path / "none")
     rungs = {rung.name: rung for rung in make_rungs(read_ladder(), ["init", "full"])}
     assert why_not(rungs["init"]) == ""
-    assert "No HPDM model is shipped" in why_not(rungs["full"])
+    assert "HPDM weights are missing" in why_not(rungs["full"])
 
 
 def test_mistakes_are_named(tmp_path):
