@@ -72,13 +72,17 @@ def test_other_colours_stay():
     assert float((got - neck).abs().max()) < 0.01
 
 
-def test_shading_is_kept_softly_and_stays_in_range():
+def test_texture_is_kept_and_values_stay_in_range():
     rgb, opacity, points = view(-0.2)
-    light = torch.linspace(0.9, 1.1, 24)[:, None, None]
-    got = recoloured(rgb * light, opacity, points, HAIR, torch.tensor([0.5, 0.5, 0.7]))
+    speckled = rgb * (1 + 0.02 * torch.randn(24, 24, 1, generator=torch.Generator().manual_seed(0)))
+    got = recoloured(speckled, opacity, points, HAIR, torch.tensor([0.5, 0.5, 0.9]))
     assert (got >= 0).all() and (got <= 1).all()
-    brightness = got.mean(dim=(1, 2))
-    assert (brightness.diff() > -2e-3).all() and 1.05 < float(brightness[-1] / brightness[0]) < 1.22
-    speckled = rgb * (1 + 0.08 * torch.randn(24, 24, 1, generator=torch.Generator().manual_seed(0)))
-    smooth = recoloured(speckled, opacity, points, HAIR, HAIR)
-    assert float(smooth.mean(-1).std()) < 0.5 * float(speckled.mean(-1).std())
+    brightness = torch.stack([speckled.mean(-1).flatten(), got.mean(-1).flatten()])
+    assert float(torch.corrcoef(brightness)[0, 1]) > 0.95
+    dark = recoloured(speckled, opacity, points, HAIR, HAIR / 4)
+    assert 0.4 < float(dark.mean(-1).std() / speckled.mean(-1).std()) < 0.8, "a darker head has less contrast"
+
+
+def test_a_guess_that_is_right_but_for_the_light_stays():
+    rgb, opacity, points = view(-0.2)
+    assert torch.equal(recoloured(rgb, opacity, points, HAIR, HAIR + 0.04), rgb)

@@ -4,7 +4,6 @@ The encoder guesses the colour of hair that no photo shows, and photographs diff
 hat, or a bald head) that reaches the outline is the same on the other side of it, so the guess is moved to that colour.
 """
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -20,6 +19,10 @@ TOP = 0.55
 """Share of the height between the highest pixel and the eyes where the outline is hair, hat or scalp."""
 SIMILAR = 0.15
 """Colours this far (Euclidean, rgb in [0, 1]) from the guessed hair still count as hair; half-width of a Gaussian."""
+DIFFERENT = (0.08, 0.25)
+"""Distance of the wanted colour from the guess below which nothing changes, and above which it is taken in full."""
+CONTRAST = (0.5, 1.5)
+"""Limits of the change of contrast that goes with the change of brightness."""
 REAR = (-0.04, 0.08)
 """Head-frame z below which a point counts as unseen and above which as seen by the photo, scene units."""
 LOW = (-0.2, -0.12)
@@ -66,11 +69,12 @@ def upper_colour(rgb: Tensor, opacity: Tensor) -> Tensor | None:
 
 
 def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wanted: Tensor) -> Tensor:
-    """A view whose guessed hair, behind the face and over the shoulders, has the wanted colour and soft shading only.
+    """A view whose guessed hair, behind the face and over the shoulders, is moved to the wanted colour, texture kept.
 
-    Where the share h of hair is 1 the straight colour c becomes wanted * L / L_0: L is the brightness of c, blurred
-    over the hair, L_0 that of the guess, their ratio limited to [0.6, 1.5]. The share is
-    exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls over `REAR` and `LOW`.
+    Where the share h of hair is 1 the straight colour c becomes wanted + k (c - guessed): the contrast k is the ratio of
+    both brightnesses, limited to `CONTRAST`. The share is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls over
+    `REAR` and `LOW`, and times a rise of |wanted - guessed| over `DIFFERENT`: colours nearer than that differ by the
+    light alone, and the guess is the better one.
 
     Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), points (S, S, 3) of the surface in the head frame; guessed and
         wanted (3,).
@@ -79,10 +83,7 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     colour = rgb / opacity.clamp(min=1e-3)
     hair = torch.exp(-(colour - guessed).square().sum(-1, keepdim=True) / (2 * SIMILAR**2))
     hair = hair * (1 - smoothstep(points[..., 2:], *REAR)) * smoothstep(points[..., 1:2], *LOW)
-    weight = hair * opacity + 1e-6
-    both = torch.cat([weight * colour.mean(-1, keepdim=True), weight], dim=-1).permute(2, 0, 1)[None]
-    width = max(1, rgb.shape[0] // 8) | 1
-    for _ in range(3):
-        both = F.avg_pool2d(both, width, stride=1, padding=width // 2)
-    shade = (both[0, 0] / both[0, 1] / guessed.mean().clamp(min=0.02)).clamp(0.6, 1.5)[..., None]
-    return torch.lerp(rgb, (wanted * shade).clamp(0, 1) * opacity, hair)
+    hair = hair * smoothstep((wanted - guessed).norm(), *DIFFERENT)
+    contrast = (wanted.mean() / guessed.mean().clamp(min=0.02)).clamp(*CONTRAST)
+    moved = (wanted + contrast * (colour - guessed)).clamp(0, 1)
+    return torch.lerp(rgb, moved * opacity, hair)
