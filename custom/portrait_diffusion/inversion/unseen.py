@@ -72,9 +72,9 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     """A view whose guessed hair, behind the face and over the shoulders, is moved to the wanted colour, texture kept.
 
     Where the share h of hair is 1 the straight colour c becomes wanted + k (c - guessed): the contrast k is the ratio
-    of both brightnesses, limited to `CONTRAST`. The share is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls over
-    `REAR` and `LOW`, and times a rise of |wanted - guessed| over `DIFFERENT`: colours nearer than that differ by the
-    light alone, and the guess is the better one.
+    of both brightnesses, limited to `CONTRAST`. The share is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls
+    over `REAR` and `LOW`, and times a rise of |wanted - guessed| over `DIFFERENT`: colours nearer than that differ by
+    the light alone, and the guess is the better one.
 
     Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), points (S, S, 3) of the surface in the head frame; guessed and
         wanted (3,).
