@@ -19,7 +19,7 @@ from .camera import PhotoCamera
 from .config import InversionConfig
 from .detail import build_cache, field_of, frontal_surface, render_cached, total_variation, visibility_gate
 from .target import Target, over_white, photo_losses, uncropped
-from .unseen import outline_colour, recoloured, upper_colour
+from .unseen import BEHIND, outline_colour, recoloured, upper_colour
 
 log = logging.getLogger("portrait_diffusion")
 SURFACE_SIZE = 128
@@ -200,7 +200,7 @@ class Inversion:
         for offset in torch.linspace(70.0, 290.0, self.cfg.novel_views).tolist():
             rays_o, rays_d, rgb, opacity, points = render(offset)
             if guessed is not None and wanted is not None:
-                rgb = recoloured(rgb, opacity, points, guessed, wanted)
+                rgb = recoloured(rgb, opacity, points, guessed, BEHIND * wanted)
             views.append((rays_o, rays_d, rgb.view(1, -1, 3), opacity.view(1, -1, 1)))
         return views
 
