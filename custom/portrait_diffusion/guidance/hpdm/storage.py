@@ -25,6 +25,10 @@ PARTS = {
     "unet": (UNet2DConditionModel,), "explicit": (ControlNetModel,), "reference": (ControlNetModel,),
     "implicit": (ImplicitBranch,), "vae": (AutoencoderTiny, AutoencoderKL), "cameras": (CameraTokens,),
 }  # fmt: skip
+NOTES = ("_name_or_path",)
+"""What diffusers notes for itself in any part: where it was loaded from on this machine."""
+TINY_NOTES = (*NOTES, "block_out_channels")
+"""AutoencoderTiny notes a key, too, which it warns of at loading."""
 INDEX = "model_index.json"
 MAX_INDEX_BYTES = 64 * 1024
 
@@ -44,8 +48,7 @@ def save_hpdm(model: HPDM, folder: str | Path, half: bool = True) -> Path:
             continue
         stored = copy.deepcopy(part).half() if half else part
         stored.save_pretrained(folder / name, safe_serialization=True)
-        if isinstance(part, AutoencoderTiny):
-            _drop_keys(folder / name / "config.json", ("block_out_channels",))
+        _drop_keys(folder / name / "config.json", TINY_NOTES if isinstance(part, AutoencoderTiny) else NOTES)
         index[name] = type(part).__name__
     model.scheduler.save_pretrained(folder / "scheduler")
     write_text(folder / INDEX, json.dumps({**index, "scheduler": "DDIMScheduler"}, indent=1) + "\n")
@@ -53,7 +56,7 @@ def save_hpdm(model: HPDM, folder: str | Path, half: bool = True) -> Path:
 
 
 def _drop_keys(path: Path, keys: tuple) -> None:
-    """Take out what a class of diffusers notes for itself, and at loading warns that it does not know."""
+    """Take out of a configuration what does not belong into a file for others."""
     config = json.loads(path.read_text(encoding="utf-8"))
     write_text(path, json.dumps({k: v for k, v in config.items() if k not in keys}, indent=2) + "\n")
 
