@@ -3,13 +3,12 @@
     python benchmarks/train_bundled.py --assets ASSETS --basis BASIS --out OUT --seconds 1500 --workers 30
 
 Rendering, the autoencoder and the drafts run side by side; then the denoiser gets the rest of the time on all GPUs, or
-with ``--train hpdm prior`` on one of them, the prior on the other. Meanwhile `hpdm_train_speed.py` finds out whether
-compiling the denoiser pays on this machine. Everything is resumed by the same command. Models of
-so far are written every 150 s in OUT/hpdm/denoiser/hpdm and OUT/prior; the finished ones are OUT/hpdm/hpdm and
-OUT/prior. What each step said is in OUT/*.log.
+with ``--train hpdm prior`` on one of them, the prior on the other. With ``--initial`` the denoiser goes on from a model
+and the autoencoder stays as it is. Everything is resumed by the same command. Models of so far are written every 150 s
+in OUT/hpdm/denoiser/hpdm and OUT/prior; the finished ones are OUT/hpdm/hpdm and OUT/prior. What each step said is in
+OUT/*.log.
 """
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,6 @@ ROOT = Path(__file__).absolute().parents[1]
 AUTOENCODER_SHARDS = 24
 """Rendered shards with which the autoencoder begins."""
 AUTOENCODER_SECONDS = 190.0
-SPEED_SECONDS = 200.0
 OVERHEAD = 25.0
 """Seconds a training needs before its first and after its last step."""
 
@@ -33,15 +31,17 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     held_out = ["--subjects", 64, "--sampling", "evaluation", "--shard-size", 4, "--extras", "label", "depth", "normal"]
     hpdm = ["train-hpdm", "--data", out / "train", "--out", out / "hpdm", "--quiet"]
     perceptual = ["--perceptual-weights", args.perceptual_weights] if args.perceptual_weights else []
+    initial = ["--initial", args.initial] if args.initial else []
     found = {
         "val": ["render-dataset", out / "val", "--split", "val", *held_out, *source],
         "test": ["render-dataset", out / "test", "--split", "test", *held_out, *source],
         "train": ["render-dataset", out / "train", "--split", "train", "--subjects", args.subjects,
-                  "--extras", "depth", "normal", *source],
+                  "--seed", args.seed, "--extras", "depth", "normal", *source],
         "autoencoder": [*hpdm, "--stage", "autoencoder", "--val", out / "val", *perceptual],
-        "drafts": ["render-drafts", "--data", out / "train", "--out", out / "drafts", "--worsen", 0.4],
-        "denoiser": [*hpdm, "--stage", "denoiser", "--drafts", out / "drafts"],
-        "speed": ["benchmarks/hpdm_train_speed.py", "--data", out / "val", "--out", out / "speed.json"],
+        "drafts": ["render-drafts", "--data", out / "train", "--out", out / "drafts", "--worsen", 0.4,
+                   "--fitted", 0.75],
+        "denoiser": [*hpdm, "--stage", "denoiser", "--drafts", out / "drafts", *perceptual, *initial,
+                     *args.hpdm_options.split()],
         "prior": ["train-prior", "--data", out / "train", "--val", out / "val", "--out", out / "prior",
                   "--initial", weights / "prior.safetensors", weights / "encoder.safetensors", *perceptual,
                   *args.prior_options.split()],
@@ -69,26 +69,18 @@ class Machine:
             file.write(f"{self.elapsed():6.0f} s  {text}\n")
         print(f"{self.elapsed():6.0f} s  {text}", flush=True)
 
-    def run(
-        self, name: str, words: list[str], gpu: int | None = None, threads: int = 2, timeout: float | None = None
-    ) -> None:
-        """One command, or a script named by its path, to its end.
+    def run(self, name: str, words: list[str], gpu: int | None = None, threads: int = 2) -> None:
+        """One command of launch_portrait.py to its end.
 
-        Raises: SystemExit when it fails or takes longer than `timeout` seconds, naming its log.
+        Raises: SystemExit when it fails, naming its log.
         """
-        script, words = (words[0], words[1:]) if words[0].endswith(".py") else ("launch_portrait.py", words)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(min(gpu, self.gpus - 1))
         self.say(f"{name} begins")
         with open(self.out / f"{name}.log", "ab") as file:
-            command = [sys.executable, str(ROOT / script), *words]
-            try:
-                code = subprocess.run(
-                    command, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=timeout
-                ).returncode
-            except subprocess.TimeoutExpired:
-                code = f"more than {timeout:.0f} s"
+            command = [sys.executable, str(ROOT / "launch_portrait.py"), *words]
+            code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
         self.say(f"{name} ends with {code}")
         if code:
             raise SystemExit(f"{name} failed; see {self.out / (name + '.log')}.")
@@ -130,27 +122,18 @@ def train_all(args: argparse.Namespace) -> None:
             time.sleep(1)
         machine.run("drafts", words["drafts"], 0)
 
-    def speed() -> None:
-        try:
-            machine.run("speed", words["speed"], 0, 8, SPEED_SECONDS)
-        except SystemExit as failure:
-            machine.say(f"{failure} The denoiser is trained with what was measured until then, or plainly.")
-
-    trying = machine.beside(speed)
     drafting = machine.beside(drafts)
-    limit = ["--total-seconds", str(args.autoencoder_seconds), "--seconds", str(args.autoencoder_seconds + 10)]
-    machine.run("autoencoder", [*words["autoencoder"], *limit], 1)
+    if args.initial is None:
+        limit = ["--total-seconds", str(args.autoencoder_seconds), "--seconds", str(args.autoencoder_seconds + 10)]
+        machine.run("autoencoder", [*words["autoencoder"], *limit], 1)
     rendering.join()
     prior = None
     if both:
         drafting.join()
         prior = machine.beside(machine.run, "prior", [*words["prior"], *budget(args.seconds - machine.elapsed())], 0)
     drafting.join()
-    trying.join()
-    measured = args.out / "speed.json"
-    options = json.loads(measured.read_text())["options"] if measured.is_file() else []
     devices, gpu = ([], 1) if both else (["--devices", str(args.gpus)], None)
-    machine.run("denoiser", [*words["denoiser"], *options, *devices, *budget(args.seconds - machine.elapsed())], gpu)
+    machine.run("denoiser", [*words["denoiser"], *devices, *budget(args.seconds - machine.elapsed())], gpu)
     if prior is not None:
         prior.join()
 
@@ -167,7 +150,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="renderers")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--train", nargs="+", choices=("hpdm", "prior"), default=["hpdm"], help="prior: needs two GPUs")
+    parser.add_argument("--seed", type=int, default=0, help="of the training heads")
+    parser.add_argument("--initial", type=Path, help="HPDM folder that the denoiser goes on from")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
+    parser.add_argument(
+        "--hpdm-options", default="--w-picture 0.5", help="more options of the denoiser's train-hpdm, in one word"
+    )
     parser.add_argument(
         "--prior-options", help="more options of train-prior, in one word",
         default="--batch 24 --sampled 8 --lr-generator 1.2e-3 --adversarial-from 0.15 --decay-from 0.55 "

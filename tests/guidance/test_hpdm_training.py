@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning"), pytest.importorskip("tensorboard")
 from balls import add_normals, write_shards  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
+from portrait_diffusion.files import sha256_file  # noqa: E402
 from portrait_diffusion.guidance.hpdm import train  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import CLEAN, conditions_of, held_out, scores  # noqa: E402
 from portrait_diffusion.guidance.hpdm.batches import BatchConfig, choose_views, make_batch, smooth_error  # noqa: E402
@@ -221,6 +222,22 @@ def test_a_step_in_mixed_precision_is_finite(data):
     assert bool(loss.isfinite()) and gradients and all(bool(g.isfinite().all()) for g in gradients)
 
 
+def test_pictures_pull_on_the_denoiser_alone(data):
+    torch.manual_seed(0)
+    stage = train.DenoiserStage(tiny().train(), data, config(w_picture=1.0, pictured=0.5), perceptual=Distance())
+    stage.configure_optimizers()
+    losses = stage.losses(generator())
+    losses["picture"].backward()
+    assert all(p.grad is None for p in stage.model.vae.parameters())
+    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in stage.model.unet.parameters())
+    stage.config.w_picture = 3.0
+    again = stage.losses(generator())
+    torch.testing.assert_close(again["picture"], 3 * losses["picture"])
+    torch.testing.assert_close(again["denoise"], losses["denoise"])
+    stage.config.w_picture = 0.0
+    assert "picture" not in stage.losses(generator())
+
+
 class HostTraffic(TorchDispatchMode):
     """Notes operations that wait for the device or copy from the host: they cannot be replayed as a CUDA graph."""
 
@@ -242,7 +259,9 @@ def test_a_step_could_be_replayed_by_a_gpu(data):
     torch.manual_seed(0)
     perceptual = Distance()
     for stage in (
-        train.DenoiserStage(tiny().train(), data, config(batch=8, pairs=0.5), drafts_like(data)),
+        train.DenoiserStage(
+            tiny().train(), data, config(batch=8, pairs=0.5, w_picture=1.0), drafts_like(data), perceptual
+        ),
         train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual),
     ):
         stage.configure_optimizers()
@@ -283,11 +302,13 @@ def test_training_starts_from_a_given_model(folder, tmp_path, monkeypatch):
     given = save_hpdm(tiny(), tmp_path / "given")
     start = load_hpdm(given).state_dict()
     common = {"accelerator": "cpu", "progress": False, "initial": given}
+    digest = sha256_file(given / "unet" / "diffusion_pytorch_model.safetensors")
     c = config(batch=4, total_steps=1, learning_rate=0.0)
     for stage in train.STAGES:
         model = train.run(folder, None, tmp_path / stage, stage, 60.0, c, **common)
         for name, value in model.state_dict().items():
             assert torch.equal(value, start[name]), name
+        assert json.loads((tmp_path / stage / f"{stage}.json").read_text())["initial"] == digest
 
 
 def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path, monkeypatch):

@@ -7,9 +7,18 @@ import torch
 from balls import add_normals, write_shards
 from portrait_diffusion.errors import UsageError
 from portrait_diffusion.multiview import load_shards
+from portrait_diffusion.ops.cameras import get_rays
 from portrait_diffusion.priors import drafts
 from portrait_diffusion.priors.bundled import BundledPrior
-from portrait_diffusion.priors.drafts import check_same_cameras, draft_planes, drafts_of, render_drafts, worsened
+from portrait_diffusion.priors.drafts import (
+    check_same_cameras,
+    draft_planes,
+    drafts_of,
+    photographed,
+    render_drafts,
+    wear_photo,
+    worsened,
+)
 
 from .samples import save_tiny_prior
 
@@ -62,6 +71,61 @@ def test_worse_drafts_differ_by_the_seed_alone(folder, prior):
     assert mixed.flatten().tolist() == [0.0, 2.0, 1.0], "amount 0, 1, 1/2 of the next row"
 
 
+def exact(data, view):
+    """Arguments of `photographed` with a draft that has the true geometry and no colour, and the true colours."""
+    rows = torch.arange(len(data))
+    rgba = data.rgba[:, view].float() / 255
+    blank = torch.cat([torch.zeros_like(rgba[..., :3]), rgba[..., 3:]], dim=-1)
+    front = {"depth": data.distance(rows, torch.zeros_like(rows)), "normal": data.normal[:, 0].float() / 127}
+    photo = data.rgba[:, 0].float() / 255, front, data.c2w[:, 0], data.fovy[:, 0], torch.full((len(data),), 0.05)
+    depth = data.distance(rows, torch.full_like(rows, view))
+    return (blank, depth, data.c2w[:, view], data.fovy[:, view], *photo), rgba
+
+
+def test_a_draft_wears_the_photo_where_the_photo_sees_it_and_nowhere_else(folder):
+    data = load_shards(folder, "cpu")
+    for view in range(4):
+        arguments, truth = exact(data, view)
+        blank, depth, c2w, fovy = arguments[:4]
+        worn = photographed(*arguments)
+        rays_o, rays_d = get_rays(c2w, fovy, SIZE, SIZE)
+        points = rays_o + depth[..., None] * rays_d
+        normal = data.normal[:, view].float() / 127
+        sight = torch.nn.functional.normalize(points - data.c2w[:, :1, None, :3, 3], dim=-1)
+        cosine = -(normal * sight).sum(-1)
+        solid = (depth > 0) & (truth[..., 3] == 1)
+        seen, unseen = solid & (cosine > 0.6), (depth > 0) & (cosine < 0.0)
+        assert int(unseen.sum()) > 50 or view == 0
+        assert float(worn[unseen].abs().max() if unseen.any() else 0) == 0
+        if seen.any():
+            assert float((worn - truth[..., :3])[seen].abs().mean()) < 0.03, view
+        thick = photographed(*arguments[:-1], torch.full((len(data),), 2.0))
+        assert torch.equal(thick[seen], worn[seen]), "how far the photo reaches matters only behind the surface"
+
+
+def test_photos_are_worn_by_a_share_of_subjects_and_alpha_stays(folder):
+    data = load_shards(folder, "cpu")
+
+    def worn(fitted, seed=0):
+        views = [{"rgba": data.rgba[:, v] // 2, "depth": data.depth[:, v], "normal": data.normal[:, v]}
+                 for v in range(2)]  # fmt: skip
+        before = [view["rgba"] for view in views]
+        wear_photo(views, data, slice(0, len(data)), fitted, torch.Generator().manual_seed(seed))
+        assert all(torch.equal(a[..., 3], view["rgba"][..., 3]) for a, view in zip(before, views))
+        return [bool((a != view["rgba"]).any()) for a, view in zip(before[0], [{"rgba": x} for x in views[0]["rgba"]])]
+
+    assert not any(worn(0.0)) and all(worn(1.0))
+    counts = [sum(worn(0.5, seed)) for seed in range(20)]
+    assert 15 <= sum(counts) <= 45, "60 draws of one half: outside once in 10 000 runs"
+
+
+def test_fitted_drafts_have_the_geometry_of_others(folder, prior):
+    data = few(load_shards(folder, "cpu"), 2, torch.tensor([0, 3]))
+    plain, fitted = (drafts_of(prior, data, fitted=share) for share in (0.0, 1.0))
+    assert torch.equal(plain.depth, fitted.depth) and torch.equal(plain.normal, fitted.normal)
+    assert torch.equal(plain.rgba[..., 3], fitted.rgba[..., 3])
+
+
 def test_a_second_call_makes_only_what_is_missing(folder, prior, tmp_path, monkeypatch):
     out = tmp_path / "drafts"
     assert render_drafts(folder, out, 0.3, 1, prior, "cpu") == 2
@@ -90,8 +154,9 @@ def test_drafts_of_other_data_are_refused(folder, prior, tmp_path):
         check_same_cameras(data, type(data)(**{**vars(data), "normal": None}))
     with pytest.raises(UsageError, match="No shards"):
         render_drafts(tmp_path, tmp_path / "out", prior=prior, device="cpu")
-    with pytest.raises(UsageError, match="--worsen must be between 0 and 1"):
-        drafts.main(["--data", str(folder), "--out", str(tmp_path / "o"), "--worsen", "1.5"])
+    for option in ("worsen", "fitted"):
+        with pytest.raises(UsageError, match=f"--{option} must be between 0 and 1"):
+            drafts.main(["--data", str(folder), "--out", str(tmp_path / "o"), f"--{option}", "1.5"])
 
 
 def test_the_command_writes_shards(folder, tmp_path):

@@ -20,6 +20,9 @@ from .triplane_triton import gather_level, pack_axes, scatter_level
 KEEP_BYTES = 1 << 30
 FORWARD_BLOCK, FORWARD_WARPS = 64, 4
 BACKWARD_BLOCK, BACKWARD_WARPS = 64, 4
+NARROW = 16
+"""Padded outputs up to which tf32x3 products keep the warps of others: with twice as many, Triton 3.6 answers wrongly
+on a H200 (gradients of planes, first layer and its bias) and writes where it should not."""
 PROGRAMS_PER_SM = 2
 """Of the backward pass, each of which loops over blocks of points."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -229,7 +232,8 @@ class FusedField(torch.autograd.Function):
                 _field_backward[(programs, b)](
                     tuple(tables), grads, coords, kept if ctx.keep else grad_out, grad_out, w1, b1, w2, partial, n,
                     blocks, ctx.scale, *shape.constants(), ctx.keep, planes, weights, *operands, BACKWARD_BLOCK,
-                    num_warps=BACKWARD_WARPS * (2 if operands[1] == "tf32x3" else 1), num_stages=1,
+                    num_warps=BACKWARD_WARPS * (2 if operands[1] == "tf32x3" and shape.padded > NARROW else 1),
+                    num_stages=1,
                 )  # fmt: skip
         of_weights: tuple = (None,) * 4
         if weights:

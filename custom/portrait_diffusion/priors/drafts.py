@@ -2,8 +2,9 @@
 
 A data set of drafts has the shards, subjects and cameras of the data set it was made from. A multi-view model that is
 to repair heads of a prior learns from both: it is told of the draft's geometry and renders, and answers with the truth.
+A fit to a photo goes on to put the photo's colours onto the draft; with ``--fitted`` so do the drafts.
 
-    launch_portrait.py render-drafts --data TRAIN --out TRAIN_DRAFTS --worsen 0.4
+    launch_portrait.py render-drafts --data TRAIN --out TRAIN_DRAFTS --worsen 0.4 --fitted 0.75
 
 Shards that are there are kept, so that a second call makes what is missing, also while TRAIN is still growing.
 """
@@ -21,9 +22,10 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import atomic_path, sha256_file, write_text
 from ..multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest, shard_paths
-from ..ops.cameras import get_rays, world_to_head
+from ..ops.cameras import get_rays, project_points, world_to_head
 from ..ops.canonical import BOX_RADIUS
 from ..ops.differences import central_differences
+from ..ops.smoothstep import smoothstep
 from ..ops.triplane import DecoderWeights, decode_raw
 from ..seeds import step_seed
 from .assess import encode_first_view
@@ -36,6 +38,10 @@ SAMPLES = 24
 """Samples a ray in each of the two passes."""
 NORMAL_STEP = 0.008
 """Step of the finite differences behind normals, scene units."""
+THICKNESS = (0.02, 0.1)
+"""How far behind the draft's surface the photo's colours reach, scene units; the fit's detail stage has 0.07."""
+FACING = (0.15, 0.4)
+"""Cosine between surface and line of sight from which the photo counts, and from which it counts in full."""
 
 
 def worsened(values: Tensor, amount: Tensor) -> Tensor:
@@ -91,12 +97,69 @@ def draft_view(planes: list[Tensor], decoder: DecoderWeights, c2w: Tensor, fovy:
     }
 
 
+def photographed(
+    view: Tensor, depth: Tensor, c2w: Tensor, fovy: Tensor, photo: Tensor, front: dict, photo_c2w: Tensor,
+    photo_fovy: Tensor, thickness: Tensor,
+) -> Tensor:  # fmt: skip
+    """Straight colours of a view whose surface wears the photo where the photo's camera sees it, as a fit's do.
+
+    The photo counts g = s_1 s_2 s_3: smooth falls from 1/2 to 1 thickness behind the draft's surface and over `FACING`,
+    and where the photo's alpha is below 0.95. See `inversion.detail.visibility_gate`.
+
+    Args:
+        view: (B, S, S, 4) straight rgba in [0, 1]; depth (B, S, S) distances of it; c2w (B, 4, 4), fovy (B,).
+        photo: (B, S, S, 4) straight rgba; front: the draft from the photo's camera, ``depth`` (B, S, S) and ``normal``
+            (B, S, S, 3), 0 where it has nothing.
+        thickness: (B,) scene units.
+    Returns: (B, S, S, 3).
+    """
+    size = photo.shape[1]
+    rays_o, rays_d = get_rays(c2w, fovy, *depth.shape[-2:])
+    points = (rays_o + depth[..., None] * rays_d).flatten(1, 2)
+    pixels, _ = project_points(points, photo_c2w, photo_fovy, size, size)
+    grid = (pixels / size * 2 - 1).view(*depth.shape, 2)
+    _, sight = get_rays(photo_c2w, photo_fovy, size, size)
+    facing = -(front["normal"] * sight).sum(-1)
+    solid = (front["depth"] > 0).to(facing)
+    maps = torch.cat([photo[..., :3] * photo[..., 3:], photo[..., 3:], front["depth"][..., None],
+                      (facing * solid)[..., None], solid[..., None]], dim=-1).permute(0, 3, 1, 2)  # fmt: skip
+    seen = F.grid_sample(maps, grid, align_corners=False, padding_mode="zeros").permute(0, 2, 3, 1)
+    colour = seen[..., :3] / seen[..., 3:4].clamp(min=1e-3)
+    share = seen[..., 6].clamp(min=1e-3)
+    distance = (points - photo_c2w[:, None, :3, 3]).norm(dim=-1).view_as(depth)
+    behind = (distance - seen[..., 4] / share) / thickness[:, None, None]
+    gate = (1 - smoothstep(behind, 0.5, 1.0)) * smoothstep(seen[..., 5] / share, *FACING)
+    gate = gate * smoothstep(seen[..., 3], 0.5, 0.95) * (seen[..., 6] > 0.5) * (depth > 0)
+    return torch.lerp(view[..., :3], colour, gate[..., None])
+
+
+@torch.no_grad()
+def wear_photo(views: list[dict], data: MultiViewData, rows: slice, fitted: float, generator: torch.Generator) -> None:
+    """Put the photo, view 0 of the data, onto a share `fitted` of drafts; changes ``rgba`` of the views (integers)."""
+    photo, device = data.rgba[rows, 0].float() / 255, data.device
+    b = len(photo)
+    chosen = (torch.rand(b, generator=generator, device=device) < fitted).float()
+    strength = chosen * uniform((b,), 0.7, 1.0, generator, device)
+    thickness = uniform((b,), *THICKNESS, generator, device)
+    front = {"depth": views[0]["depth"].float() / DEPTH_SCALE, "normal": views[0]["normal"].float() / 127}
+    for v, view in enumerate(views):
+        rgba, depth = view["rgba"].float() / 255, view["depth"].float() / DEPTH_SCALE
+        worn = photographed(
+            rgba, depth, data.c2w[rows, v], data.fovy[rows, v], photo, front, data.c2w[rows, 0], data.fovy[rows, 0],
+            thickness,
+        )  # fmt: skip
+        rgb = torch.lerp(rgba[..., :3], worn, strength[:, None, None, None])
+        view["rgba"] = torch.cat([(rgb.clamp(0, 1) * 255).round().to(torch.uint8), view["rgba"][..., 3:]], dim=-1)
+
+
 def drafts_of(
-    prior: BundledPrior, data: MultiViewData, worsen: float = 0.0, seed: int = 0, batch: int | None = None
-) -> MultiViewData:
+    prior: BundledPrior, data: MultiViewData, worsen: float = 0.0, seed: int = 0, batch: int | None = None,
+    fitted: float = 0.0,
+) -> MultiViewData:  # fmt: skip
     """The prior's answer to view 0 of every subject, from all of the subject's cameras.
 
-    Args: prior and data on one device; worsen in [0, 1], see `draft_planes`; batch: subjects at a time.
+    Args: prior and data on one device; worsen in [0, 1], see `draft_planes`; batch: subjects at a time; fitted: share
+        of subjects whose draft wears the photo, see `photographed`.
     """
     batch = batch or (16 if data.device.type == "cuda" else 1 if worsen == 0 else 4)
     generator = torch.Generator(device=data.device).manual_seed(seed)
@@ -108,6 +171,8 @@ def drafts_of(
             draft_view(planes, prior.decoder, data.c2w[rows, v], data.fovy[rows, v], data.size)
             for v in range(data.rgba.shape[1])
         ]
+        if fitted > 0:
+            wear_photo(views, data, rows, fitted, generator)
         for name, kept in parts.items():
             kept.append(torch.stack([view[name] for view in views], dim=1))
     made = {name: torch.cat(kept) for name, kept in parts.items()}
@@ -127,7 +192,7 @@ def check_same_cameras(data: MultiViewData, drafts: MultiViewData) -> None:
 
 def render_drafts(
     data_dir: Path, out: Path, worsen: float = 0.0, seed: int = 0, prior: BundledPrior | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = None, fitted: float = 0.0,
 ) -> int:  # fmt: skip
     """Drafts of every shard in `data_dir` that `out` does not hold yet; returns how many were made.
 
@@ -138,7 +203,7 @@ def render_drafts(
     device = torch.device(device) if device else default_device()
     prior = (prior or BundledPrior()).to(device)
     made_by = {
-        "what": "drafts", "worsen": worsen, "seed": seed, "samples": SAMPLES,
+        "what": "drafts", "worsen": worsen, "fitted": fitted, "seed": seed, "samples": SAMPLES,
         "weights": [sha256_file(path) for path in prior.files],
         "data": {name: manifest.get("digest") for name, manifest in read_manifest(data_dir).items()},
     }  # fmt: skip
@@ -151,7 +216,7 @@ def render_drafts(
     for k, path in enumerate(todo, 1):
         data = load_shards(path, device)
         index = int(path.stem.rsplit("_", 1)[1])
-        drafts = drafts_of(prior, data, worsen, step_seed(seed, index))
+        drafts = drafts_of(prior, data, worsen, step_seed(seed, index), fitted=fitted)
         arrays = {name: getattr(drafts, name).cpu().numpy() for name in ("rgba", "depth", "normal", "c2w")}
         camera = torch.stack([data.azimuth, data.elevation, data.c2w[..., :3, 3].norm(dim=-1),
                               torch.rad2deg(data.fovy)], dim=-1)  # fmt: skip
@@ -167,14 +232,17 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with shards of subjects")
     parser.add_argument("--out", type=Path, required=True, help="folder for the drafts' shards")
     parser.add_argument("--worsen", type=float, default=0.0, help="0 to 1: make them as bad as a stranger's would be")
+    parser.add_argument("--fitted", type=float, default=0.0, help="share of subjects whose draft wears the photo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prior", type=Path, nargs=2, metavar=("PRIOR", "ENCODER"), help="default: the shipped pair")
     parser.add_argument("--device", help="torch device; default: a GPU if there is one")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if not 0 <= args.worsen <= 1:
-        raise UsageError(f"--worsen must be between 0 and 1, got {args.worsen}.")
-    count = render_drafts(args.data, args.out, args.worsen, args.seed, BundledPrior(*(args.prior or ())), args.device)
+    for name in ("worsen", "fitted"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UsageError(f"--{name} must be between 0 and 1, got {getattr(args, name)}.")
+    prior = BundledPrior(*(args.prior or ()))
+    count = render_drafts(args.data, args.out, args.worsen, args.seed, prior, args.device, args.fitted)
     log.info("%d shards of drafts made in %s", count, args.out)
     return 0
 

@@ -21,12 +21,13 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ...files import PARTIAL_PREFIX, write_text
+from ...files import PARTIAL_PREFIX, sha256_file, write_text
 from ...multiview import MultiViewData, load_shards, read_manifest
 from ...noise.transport import latent_depth, transport
 from ...ops.projection import forward_project
@@ -79,6 +80,12 @@ class HPDMTrainConfig:
     where both see a surface. (EquiVDM, arXiv 2504.09789, trains with warped noise to that end.) 0: no pairs."""
     pairs: float = 0.25
     """Share of a batch that comes in such pairs."""
+    w_picture: float = 0.0
+    """Denoiser: ST-LPIPS between target and decoded clean latents, times sqrt(abar_t): least squares alone answer what
+    is uncertain with its mean, which is soft. (Lin & Yang, arXiv 2401.00110, train with a perceptual loss to that end,
+    in the denoiser's own features.) 0: no such loss."""
+    pictured: float = 0.375
+    """Share of a batch that is decoded for it."""
     cuda_graphs: bool = True
     """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU."""
     compile: bool = False
@@ -264,13 +271,20 @@ class AutoencoderStage(Stage):
 class DenoiserStage(Stage):
     """Denoiser, branches and camera tokens, on latents of the finished autoencoder."""
 
+    def __init__(
+        self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, drafts: MultiViewData | None = None,
+        perceptual: nn.Module | None = None,
+    ):  # fmt: skip
+        super().__init__(model, data, config, drafts)
+        self.held.perceptual = perceptual
+
     def trained(self) -> list[nn.Module]:
         m = self.model
         return [m.unet, m.explicit, m.reference, m.implicit, m.cameras]
 
     def networks(self) -> list[nn.Module]:
         m = self.model
-        return [m.unet, m.explicit, m.reference, m.vae.encoder]
+        return [m.unet, m.explicit, m.reference, m.vae.encoder, m.vae.decoder]
 
     def draw(self, generator: torch.Generator) -> tuple[TrainBatch, int]:
         """A batch, and how many of its first rows form pairs: rows i and i + pairs show one subject."""
@@ -307,8 +321,13 @@ class DenoiserStage(Stage):
         output = torch.empty_like(output).index_copy(0, order, output).float()
         signal, spread = m.levels(steps)
         losses = {"denoise": F.mse_loss(output, signal * noise - spread * clean)}
+        predicted = m.interpret(output, noisy, steps).clean
+        if self.held.perceptual is not None and c.w_picture > 0:
+            rows = slice(2 * pairs, min(2 * pairs + max(1, round(c.pictured * b)), b - plain))
+            decoded = m.decode(predicted[rows]).clamp(0, 1)
+            distance = self.held.perceptual.to(self.device)(decoded, batch.target[rows]).float()
+            losses["picture"] = c.w_picture * (signal[rows].flatten() * distance).mean()
         if pairs:
-            predicted = m.interpret(output, noisy, steps).clean
             losses["equivariance"] = c.w_equivariance * self.disagreement(predicted[: 2 * pairs], batch, pairs)
         return losses
 
@@ -482,12 +501,12 @@ def run(
         raise UsageError(f"{data_dir} has no depth or no normals; render it with --extras depth normal.")
     folder = out / "hpdm"
     torch.manual_seed(config.seed)
-    if stage_name == "autoencoder":
-        perceptual = None
-        if config.w_perceptual > 0:
-            from ...evaluation.stlpips import STLPIPS
+    perceptual = None
+    if (config.w_perceptual if stage_name == "autoencoder" else config.w_picture) > 0:
+        from ...evaluation.stlpips import STLPIPS
 
-            perceptual = STLPIPS("alex", weights=perceptual_weights)
+        perceptual = STLPIPS("alex", weights=perceptual_weights)
+    if stage_name == "autoencoder":
         model = build_mini(image_size=data.size) if initial is None else load_hpdm(initial).train()
         stage = AutoencoderStage(model, data, config, perceptual)
     else:
@@ -498,17 +517,17 @@ def run(
         if drafts_dir is not None:
             drafts = load_shards(drafts_dir, "cpu", limit)
             check_same_cameras(data, drafts)
-        stage = DenoiserStage(load_hpdm(source).train(), data, config, drafts)
+        stage = DenoiserStage(load_hpdm(source).train(), data, config, drafts, perceptual)
     run_stage(stage, out / stage_name, seconds, devices, accelerator, progress)
     if stage.trainer.is_global_zero:
         device = torch.device("cpu") if accelerator == "cpu" else default_device()
-        finish(stage, stage_name, folder, data_dir, val_dir, device, drafts_dir)
+        finish(stage, stage_name, folder, data_dir, val_dir, device, drafts_dir, initial)
     return stage.model
 
 
 def finish(
     stage: Stage, stage_name: str, folder: Path, data_dir: Path, val_dir: Path | None, device: torch.device,
-    drafts_dir: Path | None = None,
+    drafts_dir: Path | None = None, initial: Path | None = None,
 ) -> None:  # fmt: skip
     """Model folder, card and sheet of a stage; the numbers are computed on `device`."""
     from .assess import scores, sheet
@@ -520,6 +539,7 @@ def finish(
     card = {
         "stage": stage_name, "step": stage.global_step, "seconds": round(stage.seconds), "config": asdict(stage.config),
         "data": read_manifest(data_dir), "drafts": None if drafts_dir is None else read_manifest(drafts_dir),
+        "initial": None if initial is None else sha256_file(initial / "unet" / SAFETENSORS_WEIGHTS_NAME),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "devices": stage.trainer.world_size,
