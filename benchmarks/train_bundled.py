@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--initial", type=Path, help="HPDM folder that the denoiser goes on from")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument(
-        "--hpdm-options", default="--w-picture 0.5", help="more options of the denoiser's train-hpdm, in one word"
+        "--hpdm-options", default="--w-picture 0.3", help="more options of the denoiser's train-hpdm, in one word"
     )
     parser.add_argument(
         "--prior-options", help="more options of train-prior, in one word",
