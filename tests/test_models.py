@@ -96,6 +96,11 @@ def test_only_our_guidances_hub_ids_count(tmp_path, monkeypatch):
     assert public_models({}) == []
 
 
+def test_the_bundled_model_needs_no_parts_that_a_configuration_still_names():
+    guidance = {**SYSTEM["guidance"], "pretrained_model_name_or_path": "bundled"}
+    assert public_models(SYSTEM) and public_models({**SYSTEM, "guidance": guidance}) == []
+
+
 def test_a_run_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EnvironmentProblem, match="Not in the local cache: .*org/control.* models --config mine.yaml"):

@@ -60,9 +60,10 @@ def check_cached(system: dict[str, Any], config: str = "") -> None:
     """Raises: EnvironmentProblem naming the models that are missing and the command that gets them."""
     missing = [model.id for model in public_models(system) if not model.is_cached()]
     if missing:
-        command = f"python launch_portrait.py models --config {config or 'CONFIG'}"
+        command = f"python launch_portrait.py models --config {config or 'portrait'}"
         raise EnvironmentProblem(
-            f"Not in the local cache: {', '.join(missing)}; a run downloads nothing. Get the rest with: {command}"
+            f"Not in the local cache: {', '.join(missing)}; a run downloads nothing. Get the rest with: {command} "
+            "(or a configuration of yours that names these models), in this project's folder"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path  # noqa: E402
 
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.data.portrait import PortraitDataModule  # noqa: E402
-from portrait_diffusion.errors import UsageError  # noqa: E402
+from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.systems.portrait import PortraitSystem  # noqa: E402
@@ -158,6 +158,13 @@ def test_a_guidance_that_cannot_paint_is_named(data, model, head, monkeypatch):
     monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
     monkeypatch.delattr("portrait_diffusion.guidance.hpdm_guidance.HPDMGuidance.paint")
     with pytest.raises(UsageError, match="cannot paint views; set painted: 0"):
+        fit(system, data, 1)
+
+
+def test_missing_public_models_are_named_before_the_photo_is_fitted(data, model, monkeypatch):
+    system = make(model, guidance={"pretrained_model_name_or_path": "nobody/nothing", "offline": True})
+    monkeypatch.setattr(system, "initialize", lambda photo: pytest.fail("minutes of work before the message"))
+    with pytest.raises(EnvironmentProblem, match="Not in the local cache: nobody/nothing.* models --config"):
         fit(system, data, 1)
 
 

@@ -24,9 +24,14 @@ def guidance_sections(system: Mapping[str, Any]) -> list[dict]:
 
 
 def named_models(system: Mapping[str, Any]) -> list[tuple[dict, str, str]]:
-    """Models that a system names: (section that holds it, key, ``base``, ``controlnet`` or ``vae``)."""
+    """Models that a system names: (section that holds it, key, ``base``, ``controlnet`` or ``vae``).
+
+    The bundled model brings its own parts: beside it, others that a configuration still names are not used.
+    """
     found = []
     for section in guidance_sections(system):
+        if section.get("pretrained_model_name_or_path") == "bundled":
+            continue
         found.append((section, "pretrained_model_name_or_path", "base"))
         found += [(control, "path", "controlnet") for control in section.get("controlnets") or []]
         found += [(section, "vae", "vae")]

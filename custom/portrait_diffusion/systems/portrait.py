@@ -20,6 +20,7 @@ from ..inversion.config import InversionConfig
 from ..inversion.engine import Inversion
 from ..inversion.start import initial_camera, load_perceptual
 from ..inversion.target import Target, over_white, photo_losses, target_from_photo
+from ..models import check_cached
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..priors.bundled import BundledPrior, prior_files
 from ..priors.storage import load_spec
@@ -150,6 +151,7 @@ class PortraitSystem(BaseLift3DSystem):
             self._target = target_from_photo(photo.rgb, photo.alpha, photo.valid, max(128, self._inversion.detail_size))
         fresh = self.global_step == 0 and not self.resumed and self.cfg.weights is None
         if self.cfg.init and fresh:
+            self._check_models()
             self.initialize(photo)
         self._perceptual = self._load_perceptual()
         if self.cfg.guidance_type:
@@ -166,6 +168,12 @@ class PortraitSystem(BaseLift3DSystem):
             (extra, find(extra.type)(extra.guidance), self._prompt(extra.prompt_processor_type, extra.prompt_processor))
             for extra in extras
         ]
+
+    def _check_models(self) -> None:
+        """Missing public models are named before minutes of fitting, where the guidance may not get them itself."""
+        guidance = config_to_primitive(self.cfg.guidance)
+        if guidance.get("offline"):
+            check_cached({"guidance_type": self.cfg.guidance_type, "guidance": guidance})
 
     def _photo(self):
         """The data module's photo; None where neither initialization nor a stage looks at one."""

@@ -264,9 +264,11 @@ def _part(kind, path: str, subfolder: str | None, offline: bool):
         return kind.from_pretrained(name, **options)
     except OSError as error:
         first = str(error).strip().splitlines()[0][:200]
+        way = "a hub id whose files are in the local cache (or offline: false)" if offline else (
+            "a hub id and a network connection"
+        )
         raise EnvironmentProblem(
-            f"The {what} was not found ({first}); give a folder in diffusers' format with safetensors, or a hub id and "
-            "a network connection."
+            f"The {what} was not found ({first}); give a folder in diffusers' format with safetensors, or {way}."
         ) from error
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0][:200]
