@@ -64,6 +64,26 @@ def test_the_key_follows_photo_and_settings_but_not_what_only_shows_the_head(wei
     assert key(weights, data={"image_path": "moved.png"}) == before
 
 
+def test_the_key_of_the_stages_follows_the_guidances_model_too(weights, tmp_path, monkeypatch):
+    folder = tmp_path / "hpdm"
+    (folder / "unet").mkdir(parents=True)
+    file = folder / "unet" / "model.safetensors"
+    file.write_bytes(b"first")
+    monkeypatch.setattr("portrait_diffusion.guidance.hpdm_guidance.BUNDLED", folder)
+
+    def staged(stages=True, **guidance):
+        section = {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": guidance}
+        return run_key("photo", {"system": section}, weights, stages)
+
+    named = [{}, {"pretrained_model_name_or_path": "bundled"}, {"pretrained_model_name_or_path": str(folder)}]
+    before, start = [staged(**guidance) for guidance in named], staged(stages=False)
+    hub = staged(pretrained_model_name_or_path="some/model")
+    file.write_bytes(b"trained on")
+    after = [staged(**guidance) for guidance in named]
+    assert all(a != b for a, b in zip(before, after, strict=True)) and len(set(before)) == 3
+    assert staged(stages=False) == start and staged(pretrained_model_name_or_path="some/model") == hub
+
+
 def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     reads = []
     original = module.sha256_file

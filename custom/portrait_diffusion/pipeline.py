@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 
 from . import host
 from .errors import UsageError
+from .export.made_with import guidance_sections
 from .files import sha256_file, write_text
 from .geometry.triplane import settings_for
+from .guidance.hpdm_guidance import model_folder
 from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
 from .inversion.engine import Inversion
@@ -190,16 +192,25 @@ STAGE_KEYS = (
 def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = False) -> str:
     """Short hash of photo, settings and weights that shape the head: a checkpoint is taken up only by its own run.
 
-    Without `stages` it is that of the initialization, which their settings do not change. Weights count by what is in
-    the files, not by where they lie. Raises: FileNotFoundError if one is missing.
+    Without `stages` it is that of the initialization, which neither their settings nor the guidance's model change.
+    Weights count by what is in the files, not by where they lie. Raises: FileNotFoundError if one is missing.
     """
     apart = ("exporter", "made_with") if stages else ("exporter", "made_with", "renderer", *STAGE_KEYS)
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
     weights = [weights_sha256(path) for path in prior_paths(prior)]
+    if stages:
+        weights += guidance_weights(system)
     text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def guidance_weights(system: dict) -> list[str]:
+    """SHA-256 of the files of the guidances' models, the shipped one and those in folders; hub ids speak for others."""
+    sections = guidance_sections({**system, "guidance": system.get("guidance") or {}})
+    folders = [model_folder(str(section.get("pretrained_model_name_or_path", "bundled"))) for section in sections]
+    return [weights_sha256(path) for folder in folders if folder for path in sorted(folder.rglob("*.safetensors"))]
 
 
 def weights_sha256(path: Path) -> str:
@@ -208,7 +219,7 @@ def weights_sha256(path: Path) -> str:
     return _sha256_of_state(path.resolve(), state.st_mtime_ns, state.st_size)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _sha256_of_state(path: Path, mtime_ns: int, size: int) -> str:
     return sha256_file(path)
 

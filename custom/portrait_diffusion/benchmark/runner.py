@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
 from ..files import sha256_file, write_text
+from ..guidance.hpdm_guidance import model_folder
 from ..pipeline import run_key
 from ..settings import load_pipeline_config
 from .ladder import Rung, why_not
@@ -93,8 +94,9 @@ def files_of(path: str) -> list[str]:
 
 
 def weights_of(config: dict) -> list[str]:
-    """Hashes of a local denoiser's files: another training is another result."""
-    return files_of(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
+    """Hashes of the denoiser's files, if it lies in a folder or ships: another training is another result."""
+    folder = model_folder(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
+    return files_of(str(folder or ""))
 
 
 def without_paths(config: dict) -> dict:

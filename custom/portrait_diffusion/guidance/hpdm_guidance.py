@@ -26,6 +26,12 @@ from .distillation import (
 BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "hpdm"
 
 
+def model_folder(name_or_path: str) -> Path | None:
+    """Folder of the shipped model or of a local one; None for a hub id."""
+    folder = BUNDLED if name_or_path == "bundled" else Path(name_or_path)
+    return folder if name_or_path and folder.is_dir() else None
+
+
 def check_model(name_or_path: str) -> None:
     """Whether the shipped model is there if it is meant; for those who want to know before they compute anything.
 
