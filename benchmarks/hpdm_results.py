@@ -64,6 +64,8 @@ def numbers(training: dict, views: dict) -> str:
         f"branches: {second['step']} steps of {second['config']['batch']} × {second.get('devices', 1)} subjects in "
         f"{second['seconds']} s on {second.get('devices', 1)} {second['device']}.",
     ]
+    for more in training.get("further", []):
+        lines += ["", f"Trained on from there: {more['what']}"]
     for geometry, result in views.items():
         told = "true geometry" if geometry == "true" else "geometry of the bundled prior's answer to the front view"
         lines += ["", f"{result['subjects']} subjects of the {result['split']} split (unseen identities, hair and "
