@@ -1,4 +1,6 @@
 """The shipped ladder: every rung is valid, adds one thing, and says why it cannot run."""
+from pathlib import Path
+
 import pytest
 import yaml
 from portrait_diffusion.benchmark.budget import denoiser_rows
@@ -6,6 +8,7 @@ from portrait_diffusion.benchmark.ladder import HPDM_GUIDANCE, LADDER, changed, 
 from portrait_diffusion.benchmark.measure import Scope
 from portrait_diffusion.errors import UsageError
 
+ROOT = Path(__file__).absolute().parents[2]
 ORDER = ["init", "restoration", "sds-iid", "explicit", "implicit", "anchors", "full"]
 
 
@@ -26,6 +29,13 @@ def test_rungs_cost_the_same_or_nothing():
     rungs = {rung.name: rung.config["system"] for rung in make_rungs(read_ladder(), rows=600)}
     lengths = {name: rungs[name]["stages"]["restore"]["steps"] for name in ("restoration", "sds-iid")}
     assert lengths["restoration"] == lengths["sds-iid"] == pytest.approx(200, abs=2)
+
+
+def test_the_ladder_of_the_restoration_has_the_configuration_that_ships():
+    init, restored = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
+    for rung, name in ((init, "portrait-mini"), (restored, "portrait-restored")):
+        config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert rung.config["system"] == config["system"] and rung.config["data"] == config["data"]
 
 
 def test_profiles_are_valid():
