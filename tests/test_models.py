@@ -90,15 +90,17 @@ def test_only_our_guidances_hub_ids_count(tmp_path, monkeypatch):
         ("some/folder-model", "", "base"), ("org/control", "", "controlnet"), ("org/control", "abc", "vae"),
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "some" / "folder-model").mkdir(parents=True)
+    (tmp_path / "some" / "folder-model" / "text_encoder").mkdir(parents=True)
     assert [m.name for m in public_models(SYSTEM)] == ["org/control", "org/control"], "a folder is no hub id"
     assert public_models({"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {}}) == []
     assert public_models({}) == []
 
 
-def test_the_bundled_model_needs_no_parts_that_a_configuration_still_names():
-    guidance = {**SYSTEM["guidance"], "pretrained_model_name_or_path": "bundled"}
-    assert public_models(SYSTEM) and public_models({**SYSTEM, "guidance": guidance}) == []
+def test_models_of_our_own_need_no_parts_that_a_configuration_still_names(tmp_path):
+    assert public_models(SYSTEM)
+    for model in ("bundled", str(tmp_path)):
+        guidance = {**SYSTEM["guidance"], "pretrained_model_name_or_path": model}
+        assert public_models({**SYSTEM, "guidance": guidance}) == []
 
 
 def test_a_run_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):

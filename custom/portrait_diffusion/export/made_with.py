@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..guidance.hpdm_guidance import is_own_model
 from .provenance import sha256_file
 
 OWN_GUIDANCES = ("portrait-diffusion-hpdm-guidance", "portrait-diffusion-sd-guidance")
@@ -26,13 +27,13 @@ def guidance_sections(system: Mapping[str, Any]) -> list[dict]:
 def named_models(system: Mapping[str, Any]) -> list[tuple[dict, str, str]]:
     """Models that a system names: (section that holds it, key, ``base``, ``controlnet`` or ``vae``).
 
-    The bundled model brings its own parts: beside it, others that a configuration still names are not used.
+    A model of our own brings its parts: beside it, others that a configuration still names are not used.
     """
     found = []
     for section in guidance_sections(system):
-        if section.get("pretrained_model_name_or_path") == "bundled":
-            continue
         found.append((section, "pretrained_model_name_or_path", "base"))
+        if is_own_model(str(section.get("pretrained_model_name_or_path", ""))):
+            continue
         found += [(control, "path", "controlnet") for control in section.get("controlnets") or []]
         found += [(section, "vae", "vae")]
     return [(holder, key, role) for holder, key, role in found if isinstance(holder.get(key), str) and holder[key]]

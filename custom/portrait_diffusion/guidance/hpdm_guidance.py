@@ -32,6 +32,12 @@ def model_folder(name_or_path: str) -> Path | None:
     return folder if name_or_path and folder.is_dir() else None
 
 
+def is_own_model(name_or_path: str) -> bool:
+    """Whether this is the shipped model or a folder of train-hpdm, which bring their own parts; else of SD's shape."""
+    folder = model_folder(name_or_path)
+    return name_or_path == "bundled" or (folder is not None and not (folder / "text_encoder").is_dir())
+
+
 def check_model(name_or_path: str) -> None:
     """Whether the shipped model is there if it is meant; for those who want to know before they compute anything.
 
@@ -119,7 +125,7 @@ class HPDMGuidance(BaseObject):
         require("diffusers", extra="hpdm")
         c, path = self.cfg, self.cfg.pretrained_model_name_or_path
         check_model(path)
-        if path == "bundled" or (Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir()):
+        if is_own_model(path):
             from .hpdm.storage import load_hpdm
 
             return load_hpdm(BUNDLED if path == "bundled" else path)
