@@ -262,7 +262,7 @@ def test_a_step_could_be_replayed_by_a_gpu(data):
         train.DenoiserStage(
             tiny().train(), data, config(batch=8, pairs=0.5, w_picture=1.0), drafts_like(data), perceptual
         ),
-        train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual),
+        train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual=perceptual),
     ):
         stage.configure_optimizers()
         with HostTraffic() as traffic:

@@ -14,8 +14,7 @@ from typing import Any
 
 from ..errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
 from ..files import sha256_file, write_text
-from ..guidance.hpdm_guidance import model_folder
-from ..pipeline import run_key
+from ..pipeline import guidance_weights, run_key
 from ..settings import load_pipeline_config
 from .ladder import Rung, why_not
 from .measure import Scope
@@ -93,14 +92,8 @@ def files_of(path: str) -> list[str]:
     return [sha256_file(p) for p in sorted(Path(path).rglob("*.safetensors"))] if path and Path(path).is_dir() else []
 
 
-def weights_of(config: dict) -> list[str]:
-    """Hashes of the denoiser's files, if it lies in a folder or ships: another training is another result."""
-    folder = model_folder(str((config["system"].get("guidance") or {}).get("pretrained_model_name_or_path", "")))
-    return files_of(str(folder or ""))
-
-
 def without_paths(config: dict) -> dict:
-    """A configuration without the folder of the denoiser, which `weights_of` stands for."""
+    """A configuration without the folder of the denoiser, which `pipeline.guidance_weights` stands for."""
     guidance = {k: v for k, v in (config["system"].get("guidance") or {}).items() if "pretrained" not in k}
     return {**config, "system": {**config["system"], "guidance": guidance}}
 
@@ -109,7 +102,8 @@ def rung_key(rung: Rung) -> list:
     """What of a result's key is the same for all items: configuration and weights."""
     typed, raw = load_pipeline_config(rung.config)
     plain = without_paths(rung.config)
-    return [plain["system"], plain["data"], run_key("", raw, typed.system.prior), weights_of(rung.config)]
+    weights = guidance_weights(rung.config["system"])
+    return [plain["system"], plain["data"], run_key("", raw, typed.system.prior), weights]
 
 
 def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:

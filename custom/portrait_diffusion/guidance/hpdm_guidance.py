@@ -128,7 +128,7 @@ class HPDMGuidance(BaseObject):
         if is_own_model(path):
             from .hpdm.storage import load_hpdm
 
-            return load_hpdm(BUNDLED if path == "bundled" else path)
+            return load_hpdm(model_folder(path))
         from .hpdm.assemble import Control, assemble
 
         try:

@@ -22,7 +22,7 @@ FORWARD_BLOCK, FORWARD_WARPS = 64, 4
 BACKWARD_BLOCK, BACKWARD_WARPS = 64, 4
 NARROW = 16
 """Padded outputs up to which tf32x3 products keep the warps of others: with twice as many, Triton 3.6 answers wrongly
-on a H200 (gradients of planes, first layer and its bias) and writes where it should not."""
+on an H200 (gradients of planes, first layer and its bias) and writes where it should not."""
 PROGRAMS_PER_SM = 2
 """Of the backward pass, each of which loops over blocks of points."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

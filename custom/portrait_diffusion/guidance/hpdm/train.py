@@ -115,12 +115,13 @@ class Stage(pl.LightningModule):
     """What both stages share: budget, schedule, per-step randomness, and the step itself."""
 
     def __init__(
-        self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, drafts: MultiViewData | None = None
-    ):
+        self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, drafts: MultiViewData | None = None,
+        perceptual: nn.Module | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.automatic_optimization = False
         self.model, self.config = model, config
-        self.held = Unshared(data=data, drafts=drafts, gradients=None)
+        self.held = Unshared(data=data, drafts=drafts, perceptual=perceptual, gradients=None)
         self.seconds, self._clock, self._agreed = 0.0, None, None
 
     @property
@@ -229,10 +230,6 @@ class Stage(pl.LightningModule):
 class AutoencoderStage(Stage):
     """Autoencoder: L1 + ST-LPIPS on pictures over white, latents near unit size."""
 
-    def __init__(self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, perceptual: nn.Module | None = None):
-        super().__init__(model, data, config)
-        self.held.perceptual = perceptual
-
     def trained(self) -> list[nn.Module]:
         return [self.model.vae]
 
@@ -270,13 +267,6 @@ class AutoencoderStage(Stage):
 
 class DenoiserStage(Stage):
     """Denoiser, branches and camera tokens, on latents of the finished autoencoder."""
-
-    def __init__(
-        self, model: HPDM, data: MultiViewData, config: HPDMTrainConfig, drafts: MultiViewData | None = None,
-        perceptual: nn.Module | None = None,
-    ):  # fmt: skip
-        super().__init__(model, data, config, drafts)
-        self.held.perceptual = perceptual
 
     def trained(self) -> list[nn.Module]:
         m = self.model
@@ -508,7 +498,7 @@ def run(
         perceptual = STLPIPS("alex", weights=perceptual_weights)
     if stage_name == "autoencoder":
         model = build_mini(image_size=data.size) if initial is None else load_hpdm(initial).train()
-        stage = AutoencoderStage(model, data, config, perceptual)
+        stage = AutoencoderStage(model, data, config, perceptual=perceptual)
     else:
         source = folder if (folder / INDEX).is_file() else initial
         if source is None:
