@@ -1,7 +1,7 @@
 """The registered tri-plane geometry: contract, boundary, normals, surface, weights."""
 import pytest
 import torch
-from portrait_diffusion.errors import UsageError
+from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.geometry.triplane import TriplaneGeometry
 from portrait_diffusion.host import BaseImplicitGeometry, find
 from portrait_diffusion.ops.cameras import BOX_RADIUS
@@ -203,3 +203,12 @@ def test_the_restoration_grid_changes_what_its_gate_lets_it():
     copy = TriplaneGeometry.create_from(restored)
     torch.testing.assert_close(copy(p)["density"], restored(p)["density"])
     assert "restoration_gate" in copy.state_dict() and "restoration" not in plain.state_dict()
+
+
+def test_points_with_gradients_are_looked_up_with_torch_where_triton_is_chosen(monkeypatch):
+    """Normals and surface points ask for gradients that the kernel does not have; else the choice stands."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    chosen, reference, p = make(implementation="triton"), make(), points(9)
+    assert torch.equal(chosen(p.clone().requires_grad_())["density"], reference(p)["density"])
+    with pytest.raises(EnvironmentProblem, match="triton"):
+        chosen(p)

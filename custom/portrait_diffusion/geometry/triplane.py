@@ -73,7 +73,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
         seed: int = 0  # of fresh planes and decoder weights
         normal_type: str = "analytic"  # "analytic" (exact, carries no gradient) or "finite_difference"
-        implementation: str = "auto"  # of planes and decoder: auto, torch or triton, see ops.backends
+        implementation: str = "auto"  # of planes, decoder: auto, torch, triton (points with gradients: torch)
         finite_difference_eps: float = 0.003  # step of finite-difference normals, scene units (about half a texel)
 
         def __post_init__(self) -> None:
@@ -186,7 +186,10 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if self.restoration is not None:
             gain = self.restoration.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
             grids.append(self.restoration * (self.restoration_gate * gain))
-        raw = self.frame.raw(planes, self.decoder_weights(), head, self.cfg.implementation)
+        implementation = self.cfg.implementation
+        if implementation == "triton" and head.requires_grad:
+            implementation = "torch"  # as the setting says: the kernel has no gradient with respect to points
+        raw = self.frame.raw(planes, self.decoder_weights(), head, implementation)
         if grids:
             coords = head / self.cfg.radius
             extra = sum(sample_planes(grid, coords, reduce="sum") for grid in grids)
