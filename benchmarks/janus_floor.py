@@ -2,9 +2,9 @@
 
     python benchmarks/janus_floor.py --assets ASSETS --basis BASIS --out benchmarks/results/janus_floor.json
 
-The Janus rate counts faces that YuNet finds behind a head with a confidence of `JANUS_SCORE` or more. Here true heads with
-unseen hair, skin and clothes are rendered from the very views that the rate of a photo's head is taken from, and from the
-front. The result tells how well that limit parts faces from backs of heads, and how other limits would.
+The Janus rate counts faces that YuNet finds behind a head with a confidence of `JANUS_SCORE` or more. Here true heads
+with unseen hair, skin and clothes are rendered from the very views that the rate of a photo's head is taken from, and
+from the front. The result tells how well that limit parts faces from backs of heads, and how other limits would.
 """
 import argparse
 import json

@@ -8,6 +8,7 @@ from benchmark.scripts import load_script
 
 field_speed = load_script("field_speed")
 render_speed = load_script("render_speed")
+whole_runs = load_script("whole_runs")
 measuring = load_script("measuring")
 
 
@@ -48,3 +49,17 @@ def test_medians_and_bandwidth():
     calls = []
     assert measuring.median_ms(lambda: calls.append(1), torch.device("cpu"), 3, 2) >= 0 and len(calls) == 5
     assert measuring.copy_bandwidth(torch.device("cpu"), 1) > 1e6
+
+
+@pytest.mark.slow
+def test_whole_runs_are_timed_by_part_and_their_heads_compared(tmp_path):
+    """On a CPU two runs of one implementation give the same head; another number of steps gives another one."""
+    photo = whole_runs.ROOT / "examples" / "astronaut.png"
+    mini = str(whole_runs.ROOT / "configs" / "portrait-mini.yaml")
+    steps = ["system.inversion.latent_steps=1", "system.inversion.detail_steps=1"]
+    options = ["--config", mini, "--implementations", "torch", "--size", "16"]
+    assert whole_runs.main([str(photo), "--out", str(tmp_path / "runs.json"), *options, *steps]) == 0
+    result = json.loads((tmp_path / "runs.json").read_text())
+    assert result["PSNR dB"] == {"torch 2, torch 1": None} and str(photo) not in result["command"]
+    assert all(row["seconds"] >= row["inversion"] > 0 for row in result["rows"])
+    assert 0 < whole_runs.psnr(torch.zeros(3), torch.full((3,), 0.1)) == 20
