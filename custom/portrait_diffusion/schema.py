@@ -44,11 +44,26 @@ def validate(source: Any, schema: type, overrides: Iterable[str] = ()) -> DictCo
         overrides: ``a.b=c`` texts, see `parse_overrides`.
 
     Returns: the merged and resolved configuration, unstructured.
-    Raises: UsageError naming file, key path, what was found, what was expected.
+    Raises: UsageError naming file, key path, what was found, what was expected; what the overrides alone brought is told
+        of them.
     """
     origin = os.fspath(source) if isinstance(source, str | Path) else "the configuration"
     config = read_yaml(source) if isinstance(source, str | Path) else _create(source, origin)
     changes = parse_overrides(overrides)
+    try:
+        return _merged(config, changes, schema, origin)
+    except UsageError as error:
+        try:
+            if changes:
+                _merged(config, parse_overrides(()), schema, origin)
+        except UsageError:
+            raise error from None
+        told = str(error).removeprefix(f"{origin}: ")
+        raise (UsageError(f"The given key=value (on top of {origin}): {told}") if changes else error) from None
+
+
+def _merged(config: DictConfig, changes: DictConfig, schema: type, origin: str) -> DictConfig:
+    """Both together, resolved and checked."""
     try:
         merged = OmegaConf.merge(config, changes)
     except (OmegaConfBaseException, TypeError) as error:

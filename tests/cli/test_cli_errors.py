@@ -27,7 +27,14 @@ def refused(capsys, *arguments: str) -> str:
 def test_a_misspelt_key_names_the_nearest(folder, capsys):
     message = refused(capsys, "--image", "me.png", "system.inversion.latent_step=3")
     assert "'system.inversion.latent_step'" in message and "'latent_steps'" in message
+    assert message.startswith("error: The given key=value (on top of "), "the file is not to blame"
     assert files_below(folder) == ["me.png"]
+
+
+def test_what_a_file_says_wrongly_is_told_of_the_file(folder, capsys):
+    (folder / "mine.yaml").write_text("system: {inversion: {latent_step: 3}}\n")
+    message = refused(capsys, "--image", "me.png", "--config", "mine.yaml", "seed=1")
+    assert message.startswith("error: mine.yaml: unknown key 'system.inversion.latent_step'")
 
 
 @pytest.mark.parametrize(

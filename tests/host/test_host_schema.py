@@ -131,7 +131,8 @@ def test_errors_name_file_key_and_remedy(tmp_path, change, key, message):
     with pytest.raises(UsageError) as caught:
         check(tmp_path, GOOD, [change])
     text = str(caught.value)
-    assert f"{tmp_path / 'portrait.yaml'}: " in text and f"'{key}'" in text and message in text, text
+    assert text.startswith(f"The given key=value (on top of {tmp_path / 'portrait.yaml'}): ")
+    assert f"'{key}'" in text and message in text, text
     assert text.endswith(".") and "\n" not in text and caught.value.exit_code == 2
 
 

@@ -78,7 +78,7 @@ class HPDMGuidance(BaseObject):
         grad_clip: Any = None  # largest entry of the gradient; may be a schedule; None does not clip
         half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
         one_timestep: bool = False  # one for all views of a step, so that an SD-1.5 model reads the references once
-        cuda_graphs: bool = False  # the denoiser's kernels as one graph: a GPU, constant scales; not yet measured
+        cuda_graphs: bool = False  # the denoiser's kernels as one graph: a GPU, constant scales
         channels_last: bool = False  # networks with the channels innermost; not yet measured
         inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
         noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
