@@ -44,8 +44,8 @@ def validate(source: Any, schema: type, overrides: Iterable[str] = ()) -> DictCo
         overrides: ``a.b=c`` texts, see `parse_overrides`.
 
     Returns: the merged and resolved configuration, unstructured.
-    Raises: UsageError naming file, key path, what was found, what was expected; what the overrides alone brought is told
-        of them.
+    Raises: UsageError naming file, key path, what was found, what was expected; what the overrides alone brought is
+        told of them.
     """
     origin = os.fspath(source) if isinstance(source, str | Path) else "the configuration"
     config = read_yaml(source) if isinstance(source, str | Path) else _create(source, origin)

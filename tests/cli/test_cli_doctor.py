@@ -31,6 +31,13 @@ def weights(tmp_path):
     return tmp_path
 
 
+def test_shipped_weights_are_small():
+    """At most 16 MB a file (git and package indexes take no more), HPDM at most 48 MB in all."""
+    sizes = {path: path.stat().st_size for path in doctor.WEIGHTS.rglob("*.safetensors")}
+    assert len(sizes) >= 3 and max(sizes.values()) <= 16e6
+    assert sum(size for path, size in sizes.items() if "hpdm" in path.parts) <= 48e6
+
+
 def statuses(folder) -> list[str]:
     return [check.status for check in doctor.check_weights(folder, folder / "checksums.json")]
 

@@ -2,8 +2,10 @@
 import errno
 import shutil
 
+import numpy as np
 import pytest
 from cli.cli_samples import PHOTO, files_below
+from PIL import Image
 from portrait_diffusion import cli
 
 
@@ -69,6 +71,19 @@ def test_unusable_photos(folder, capsys, name, content, expected):
         (folder / name).write_bytes(content)
     before = files_below(folder)
     assert expected in refused(capsys, "--image", name, "--out", "result")
+    assert files_below(folder) == before
+
+
+def test_photos_without_a_usable_face(folder, capsys):
+    """No face, and one of about 30 pixels: one sentence each, and no output folder."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    small = Image.new("RGB", (512, 512), (120, 120, 120))
+    small.paste(Image.open(PHOTO).convert("RGB").resize((128, 128)), (190, 190))
+    small.save(folder / "small.png")
+    before = files_below(folder)
+    assert "face" in refused(capsys, "--image", "noise.png", "--out", "result")
+    assert "64" in refused(capsys, "--image", "small.png", "--out", "result")
     assert files_below(folder) == before
 
 
