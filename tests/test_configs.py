@@ -18,7 +18,7 @@ SMALL = [
     "system.inversion.novel_views=2", "system.inversion.novel_size=16", "system.inversion.detail_steps=2",
     "system.inversion.detail_size=48", "system.inversion.detail_resolution=48",
 ]  # fmt: skip
-QUICK = {"portrait-mini", "portrait"}
+QUICK = {"portrait-mini", "portrait-restored", "portrait"}
 """Configurations that train in every run of the tests; the others are slow ones."""
 
 
