@@ -192,8 +192,9 @@ def main(argv: list[str] | None = None) -> int:
             table["sface missing"] = str(problem)
     result = {
         "what": "views from the front view alone; [2.5 %, mean, 97.5 %] over subjects", "geometry": args.geometry,
-        "model sha256": made_by["model"], "subjects": len(data), "split": spec.get("split"), "seed": spec.get("seed"), "steps": args.steps,
-        "seconds": round(time.monotonic() - start, 1), "device": str(device), "torch": torch.__version__, **table,
+        "model sha256": made_by["model"], "subjects": len(data), "split": spec.get("split"), "seed": spec.get("seed"),
+        "steps": args.steps, "seconds": round(time.monotonic() - start, 1), "device": str(device),
+        "torch": torch.__version__, **table,
     }  # fmt: skip
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -21,7 +21,7 @@ from portrait_diffusion.evaluation.identity import JANUS_SCORE, detect_faces  # 
 from portrait_diffusion.evaluation.report_metrics import BACK_AZIMUTHS_DEG  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.synthetic.cameras import Camera  # noqa: E402
-from portrait_diffusion.synthetic.dataset import DatasetSpec, ShardRenderer  # noqa: E402
+from portrait_diffusion.synthetic.dataset import BACKENDS, DatasetSpec, ShardRenderer  # noqa: E402
 from portrait_diffusion.synthetic.sampling import sample_subject  # noqa: E402
 from portrait_diffusion.synthetic.subjects import canonical_lighting  # noqa: E402
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--basis", required=True, help="head basis (python -m portrait_diffusion.synthetic.heads FILE)")
     parser.add_argument("--subjects", type=int, default=200)
     parser.add_argument("--size", type=int, default=128, help="side of the views, pixels")
-    parser.add_argument("--backend", default="gl", choices=("gl", "soft"))
+    parser.add_argument("--backend", default="auto", choices=BACKENDS)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     args = parser.parse_args(argv)
     spec = DatasetSpec("test", args.subjects, 1, args.size, seed=0)

@@ -1,5 +1,5 @@
 """Where the optional inputs of these tests are: the asset pack and a head basis; tests that need them are skipped
-without."""
+without. The ``invented`` ones are made on the spot (`invented.py`)."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,8 @@ from portrait_diffusion.synthetic.assets import ASSETS_VARIABLE, find_assets
 from portrait_diffusion.synthetic.heads import load_head_basis
 from portrait_diffusion.synthetic.parts import Part, Scene
 from portrait_diffusion.synthetic.scene import SceneBuilder
+
+from synthetic.invented import write_assets, write_basis
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,6 +49,16 @@ def basis(basis_file):
 @pytest.fixture(scope="session")
 def builder(basis, assets):
     return SceneBuilder(basis, assets)
+
+
+@pytest.fixture(scope="session")
+def invented_basis_file(tmp_path_factory) -> Path:
+    return write_basis(tmp_path_factory.mktemp("invented") / "head_basis.npz")
+
+
+@pytest.fixture(scope="session")
+def invented_root(tmp_path_factory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("invented_assets"))
 
 
 @pytest.fixture(scope="session")

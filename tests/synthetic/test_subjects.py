@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
+from portrait_diffusion.synthetic import assets
 from portrait_diffusion.synthetic.assets import TEST_ONLY, VAL_ONLY, FittedAsset, allowed, find_assets
 from portrait_diffusion.synthetic.sampling import sample_subject
 
@@ -105,6 +106,28 @@ def test_missing_assets_are_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("PORTRAIT_DIFFUSION_ASSETS", str(tmp_path / "nowhere"))
     with pytest.raises(EnvironmentProblem, match="nowhere"):
         find_assets()
+
+
+def test_missing_assets_tell_which_pack_to_get_and_that_it_must_be_converted(tmp_path):
+    with pytest.raises(EnvironmentProblem) as told:
+        find_assets(tmp_path)
+    text = str(told.value)
+    assert "'MakeHuman system assets' from https://static.makehumancommunity.org/" in text
+    assert "no converter is shipped" in text and "NAME.npz" in text and "NAME.png" in text
+    assert "docstring of portrait_diffusion.synthetic.assets " in text
+    fields = set(FittedAsset.__dataclass_fields__)
+    assert all(f"{name} (" in assets.__doc__ for name in fields), "the docstring has every array that is read"
+    assert all(f"{kind}" in assets.__doc__ for kind in assets.KINDS)
+
+
+def test_a_pack_without_reserved_assets_says_so(tmp_path):
+    folder = tmp_path / "clothes"
+    folder.mkdir()
+    (folder / "male_casualsuit01.npz").touch()
+    pack = assets.AssetPack(tmp_path)
+    assert pack.names("clothes", "train") == ["male_casualsuit01"] and pack.names("skins", "test") == []
+    with pytest.raises(EnvironmentProblem, match="none for the split 'test': reserved are male_casualsuit02"):
+        pack.names("clothes", "test")
 
 
 def test_fit_reproduces_the_formula_and_follows_the_body():

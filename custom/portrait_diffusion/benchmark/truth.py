@@ -22,7 +22,7 @@ from ..files import write_bytes, write_text
 from ..multiview import DEPTH_SCALE
 from ..ops.cameras import canonical_fovy, orbit_c2w
 from ..priors.patches import over_white, premultiplied_images
-from ..synthetic.dataset import render_dataset
+from ..synthetic.dataset import BACKENDS, render_dataset
 from ..synthetic.parts import LABELS
 from ..synthetic.views import BENCHMARK_AZIMUTHS, BENCHMARK_ELEVATIONS
 
@@ -119,7 +119,7 @@ def shard(folder: Path, name: str, index: int, kind: str = "views") -> Path:
 
 
 def render_group(
-    folder: Path, name: str, size: int, assets, basis, workers: int = 1, limit: int | None = None, backend: str = "gl"
+    folder: Path, name: str, size: int, assets, basis, workers: int = 1, limit: int | None = None, backend: str = "auto"
 ) -> int:
     """Render a group's subjects, those that are not there yet; returns their number.
 
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--subjects", type=int, help="only so many of each group")
     parser.add_argument("--size", type=int, default=128, help="side of the views, pixels (default 128)")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--backend", default="gl", choices=("gl", "soft"))
+    parser.add_argument("--backend", default="auto", choices=BACKENDS)
     parser.add_argument("--record", type=Path, help="FILE: write the fingerprints there instead of checking them")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,9 +1,19 @@
-"""The MakeHuman CC0 asset pack: where it is, what it holds, and how an asset follows a body.
+"""The MakeHuman CC0 asset pack: where it comes from, what its folder holds, and how an asset follows a body.
 
-Layout of the pack: folders ``skins hair eyebrows eyelashes eyes (with eyes/iris) clothes``; ``NAME.npz`` holds
-``verts (n,3)``, ``uvs``,
-``faces``, ``face_uvs`` and the fit ``ref_idx (n,3)``, ``ref_weights (n,3)``, ``offsets (n,3)``, ``scale_refs (3,3)``;
-``NAME.png`` the texture.
+Origin: MakeHuman's core assets, released as CC0 in September 2020, which MakeHuman's community offers as the asset
+pack "MakeHuman system assets" (`PACK_PAGE`). A MakeHuman asset is an ``.obj`` mesh, an ``.mhclo`` fit and ``.png``
+textures; what is read here are arrays made of them, and this project ships no converter.
+
+Layout: ``hair eyebrows eyelashes clothes`` hold ``NAME.npz`` and ``NAME.png``, ``eyes`` one ``NAME.npz`` and its
+textures ``iris/NAME.png``, ``skins`` ``AGE_ORIGIN_SEX_NUMBER.png`` (young, middleage, old; african, asian, caucasian;
+female, male) in the base mesh's texture layout. Textures have at most `MAX_TEXTURE` texels a side. In ``NAME.npz``:
+  ``verts (n,3)`` (not read), ``uvs (m,2)`` v up, ``faces (f,3)``, ``face_uvs (f,3)``: the mesh, quads cut into
+  triangles, indices from 0;
+  ``ref_idx (n,3)``, ``ref_weights (n,3)``, ``offsets (n,3)``: the nine numbers of a vertex's line in the ``.mhclo``,
+  which follows three vertices of the base mesh hm08 (decimetres, y up);
+  ``scale_refs (3,3)``: the numbers after ``x_scale``, ``y_scale``, ``z_scale`` there, 0 where there are none.
+`TEST_ONLY` and `VAL_ONLY` name the assets that only test and validation subjects wear; each split needs one of every
+kind.
 """
 
 import os
@@ -17,6 +27,7 @@ from PIL import Image
 from ..errors import EnvironmentProblem, UsageError
 
 ASSETS_VARIABLE = "PORTRAIT_DIFFUSION_ASSETS"
+PACK_PAGE = "https://static.makehumancommunity.org/assets/assetpacks/makehuman_system_assets.html"
 KINDS = ("skins", "hair", "eyebrows", "eyelashes", "eyes", "clothes", "iris")
 #: Assets that only test subjects wear.
 TEST_ONLY = {
@@ -88,7 +99,10 @@ class AssetPack:
         self._images: dict[tuple[str, str], np.ndarray] = {}
 
     def names(self, kind: str, split: str | None = None) -> list[str]:
-        """Sorted names of one kind; with ``split`` ('train', 'val', 'test') only those that split may use."""
+        """Sorted names of one kind; with ``split`` ('train', 'val', 'test') only those that split may use.
+
+        Raises: EnvironmentProblem when there are names but none for the split.
+        """
         folder, suffix = (
             (self.root / "eyes" / "iris", ".png")
             if kind == "iris"
@@ -97,7 +111,14 @@ class AssetPack:
         names = sorted(path.stem for path in folder.glob("*" + suffix))
         if split is None or kind == "eyes":
             return names
-        return [name for name in names if allowed(kind, name, split)]
+        fit = [name for name in names if allowed(kind, name, split)]
+        if names and not fit:
+            test, val = (", ".join(table.get(kind, ())) or "none" for table in (TEST_ONLY, VAL_ONLY))
+            raise EnvironmentProblem(
+                f"The asset folder '{self.root}' has {kind} but none for the split '{split}': reserved are {test} for "
+                f"test and {val} for val."
+            )
+        return fit
 
     def asset(self, kind: str, name: str) -> FittedAsset:
         """The mesh and fit of one asset."""
@@ -144,7 +165,9 @@ class AssetPack:
 
 _ADVICE = (
     "Synthetic portraits need the MakeHuman CC0 asset pack laid out as folders skins, hair, eyebrows, eyelashes, "
-    "eyes (with eyes/iris) and clothes; pass its folder (--assets) or set the environment variable "
+    "eyes (with eyes/iris) and clothes of meshes with their fits (NAME.npz) and textures (NAME.png): get 'MakeHuman "
+    f"system assets' from {PACK_PAGE}, convert them as the docstring of portrait_diffusion.synthetic.assets describes "
+    "(no converter is shipped), and pass the folder (--assets) or set the environment variable "
     f"{ASSETS_VARIABLE}."
 )
 

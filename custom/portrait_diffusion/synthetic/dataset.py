@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import PortraitError, UsageError
+from ..errors import EnvironmentProblem, PortraitError, UsageError
 from ..files import atomic_path, write_text
 from ..multiview import encode_depth
 from .assets import find_assets
@@ -44,6 +44,7 @@ from .views import FIXED_CAMERAS, landmark_visibility, training_cameras
 
 LOG = logging.getLogger("portrait_diffusion")
 SAMPLINGS = ("training", *FIXED_CAMERAS)
+BACKENDS = ("auto", "gl", "soft")
 VERSION = 4  # increase when the same arguments give other pictures
 
 
@@ -70,18 +71,46 @@ class DatasetSpec:
         return h.hexdigest()[:16]
 
 
-class ShardRenderer:
-    """Renders shards; one lives in each worker process with its own OpenGL context."""
+def open_rasterizer(backend: str, size: int, supersample: int) -> GLRasterizer | SoftRasterizer:
+    """The rasteriser that a backend names: 'gl', 'soft', or 'auto', which is OpenGL where a context can be opened and
+    otherwise, with a warning, the software rasteriser.
 
-    def __init__(self, spec: DatasetSpec, assets: str | None, basis: str, backend: str):
+    Raises: UsageError for another name, EnvironmentProblem when 'gl' cannot be opened.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, not '{backend}'.")
+    if backend == "soft":
+        return SoftRasterizer(size, supersample)
+    try:
+        return GLRasterizer(size, supersample)
+    except EnvironmentProblem as problem:
+        if backend == "gl":
+            raise EnvironmentProblem(f"{problem} Or draw without OpenGL, much slower: --backend soft.") from problem
+        LOG.warning("the software rasteriser draws, tens of times slower than OpenGL, which failed: %s", problem)
+        return SoftRasterizer(size, supersample)
+
+
+def settle_backend(backend: str) -> str:
+    """What 'auto' comes to on this machine, 'gl' or 'soft', so that workers need not try and warn one by one."""
+    if backend != "auto":
+        return backend
+    rasterizer = open_rasterizer(backend, 1, 1)
+    if isinstance(rasterizer, SoftRasterizer):
+        return "soft"
+    rasterizer.release()
+    return "gl"
+
+
+class ShardRenderer:
+    """Renders shards; one lives in each worker process with its own rasteriser.
+
+    Args: what to render; folder of the asset pack; file of the head basis; backend as `open_rasterizer`.
+    """
+
+    def __init__(self, spec: DatasetSpec, assets: str | None, basis: str, backend: str = "auto"):
         self.spec, self.basis, self.assets = spec, load_head_basis(basis), find_assets(assets)
         self.builder = SceneBuilder(self.basis, self.assets)
-        if backend == "gl":
-            self.rasterizer = GLRasterizer(spec.size, spec.supersample)
-        elif backend == "soft":
-            self.rasterizer = SoftRasterizer(spec.size, spec.supersample)
-        else:
-            raise UsageError(f"backend must be 'gl' or 'soft', not '{backend}'.")
+        self.rasterizer = open_rasterizer(backend, spec.size, spec.supersample)
 
     def render(self, indices: Sequence[int]) -> tuple[dict[str, np.ndarray], list[dict]]:
         """Arrays of one shard (see the module text) and the subjects' descriptions."""
@@ -141,7 +170,7 @@ def render_dataset(
     shard_size: int = 50,
     sampling: str = "training",
     extras: Sequence[str] = (),
-    backend: str = "gl",
+    backend: str = "auto",
 ) -> Path:
     """Render a data set (resumes where an earlier run with the same arguments stopped).
 
@@ -152,13 +181,13 @@ def render_dataset(
         seed: changes every subject.
         assets: folder of the asset pack (or the environment variable PORTRAIT_DIFFUSION_ASSETS).
         basis: file of the head basis.
-        workers: processes; each opens its own OpenGL context.
+        workers: processes; each opens its own rasteriser.
         supersample: samples a pixel side.
         shard_size: subjects a file.
         sampling: 'training' (random views, each subject's own light), 'evaluation' (fixed azimuths, canonical light) or
             'benchmark' (likewise, 24 azimuths at 3 elevations).
         extras: any of label, depth, normal.
-        backend: 'gl' or 'soft'.
+        backend: 'auto' (OpenGL where a context can be opened, else the software rasteriser), 'gl' or 'soft'.
     Returns: path of manifest.json.
     Raises: UsageError, EnvironmentProblem.
     """
@@ -192,6 +221,8 @@ def render_dataset(
         len(todo),
         workers,
     )
+    if todo and workers > 1:
+        backend = settle_backend(backend)
     jobs = [
         (spec, str(pack.root), str(basis), backend, str(out / manifest["shards"][k]), list(shards[k])) for k in todo
     ]
@@ -286,7 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard-size", type=int, default=50)
     parser.add_argument("--sampling", default="training", choices=SAMPLINGS)
     parser.add_argument("--extras", nargs="*", default=[], help="label depth normal")
-    parser.add_argument("--backend", default="gl", choices=("gl", "soft"))
+    parser.add_argument(
+        "--backend", default="auto", choices=BACKENDS, help="auto: OpenGL where it opens, else soft (much slower)"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

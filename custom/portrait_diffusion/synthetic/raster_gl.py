@@ -103,7 +103,7 @@ class GLRasterizer:
         except Exception as error:
             raise EnvironmentProblem(
                 f"No headless OpenGL 3.3 could be opened through EGL ({error}); install libegl1 and libgl1-mesa-dri "
-                "(or the NVIDIA driver's EGL with libglvnd), or use the software rasteriser."
+                "(or the NVIDIA driver's EGL with libglvnd)."
             ) from error
         self._gl, self.size, self.supersample, self.anisotropy = moderngl, size, supersample, anisotropy
         self.program = self.ctx.program(vertex_shader=VERTEX, fragment_shader=FRAGMENT)
@@ -138,6 +138,19 @@ class GLRasterizer:
 
     def upload(self, scene: Scene) -> None:
         """Copy a scene to the device, replacing the previous one; textures named ``asset:`` stay for later scenes."""
+        with self.ctx:  # another rasteriser of this process may have come in between
+            self._upload(scene)
+
+    def render(self, camera: Camera) -> RenderOutput:
+        """Draw the uploaded scene."""
+        with self.ctx:
+            return self._render(camera)
+
+    def release(self) -> None:
+        """Free the context."""
+        self.ctx.release()
+
+    def _upload(self, scene: Scene) -> None:
         for item in [*self._own.values(), *self._buffers]:
             item.release()
         self._own, self._buffers, self._draws = {}, [], []
@@ -168,8 +181,7 @@ class GLRasterizer:
             first += face.size
         self._array, self._exposure = array, scene.exposure
 
-    def render(self, camera: Camera) -> RenderOutput:
-        """Draw the uploaded scene."""
+    def _render(self, camera: Camera) -> RenderOutput:
         ctx, gl, program = self.ctx, self._gl, self.program
         program["view"].write(camera.head_to_camera().T.astype(np.float32).tobytes())
         program["projection"].write(camera.projection().T.astype(np.float32).tobytes())
@@ -200,10 +212,6 @@ class GLRasterizer:
         )[::-1]
         label = np.frombuffer(self._out.read(components=1, attachment=2), np.uint8).reshape(size, size)[::-1]
         return RenderOutput.from_head_frame(colour, surface[..., 3], surface[..., :3], label, camera)
-
-    def release(self) -> None:
-        """Free the context."""
-        self.ctx.release()
 
     def _pass(self, stage: int, modes: tuple[str, ...]) -> None:
         program = self.program
