@@ -188,7 +188,7 @@ def check_egl() -> Check:
         found = False
     if not found:
         fix = "apt-get install libegl1 libgl1-mesa-dri"
-        return Check("EGL", "note", "no headless OpenGL; synthetic heads are then drawn in software, tens of times slower", fix)
+        return Check("EGL", "note", "no headless OpenGL: synthetic heads are drawn in software, far slower", fix)
     return Check("EGL", "ok", str(name))
 
 

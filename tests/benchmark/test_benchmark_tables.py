@@ -6,6 +6,7 @@ import pytest
 from benchmark.scripts import load_script
 
 make_tables = load_script("make_tables")
+main_job = load_script("main_job")
 SUMMARY = {
     "name": "first", "photos": 3, "ok": 2, "refused": 1, "failed": 0, "jobs": 2, "threads": 4,
     "seconds_median": 41.26, "peak_host_gb_max": 1.34, "devices": ["CPU a|b"], "commits": ["0123456789+changes"],
@@ -69,3 +70,38 @@ def test_without_results_there_is_no_table():
 @pytest.mark.parametrize("script", ["make_tables", "prior_results"])
 def test_the_shipped_documents_match_the_result_files(script):
     assert load_script(script).main(["--check"]) == 0
+
+
+def test_the_costs_of_the_main_job_are_a_table(tmp_path):
+    result = {
+        "photo": "me.png", "cores": 2, "device": {"name": "a CPU"},
+        "rows": [
+            {"config": "portrait-mini", "seconds": 200.4, "first look s": 12.6, "peak GB": 1.26},
+            {"config": "portrait-fast", "seconds": 60.0, "first look s": None, "peak GB": 1.0},
+        ],
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(result))
+    (tmp_path / "README.md").write_text(f"{main_job.START}\nold\n{main_job.END}\n")
+    arguments = ["--out", str(tmp_path / "job.json"), "--readme", str(tmp_path / "README.md")]
+    assert main_job.main([*arguments, "--check"]) == 1 and main_job.main([*arguments, "--table"]) == 0
+    assert main_job.main([*arguments, "--check"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "| `portrait-mini` | 13 | 200 | 1.3 |" in text and "| `portrait-fast` | – | 60 | 1.0 |" in text
+
+
+@pytest.mark.slow
+def test_the_main_job_is_measured_from_outside(tmp_path):
+    (tmp_path / "README.md").write_text(f"{main_job.START}\n{main_job.END}\n")
+    tiny = ["system.inversion.latent_steps=2", "system.inversion.detail_steps=2", "system.exporter.render_size=32",
+            "system.exporter.turntable.frames=3", "system.exporter.mesh.resolution=48"]  # fmt: skip
+    out = tmp_path / "job.json"
+    arguments = ["--out", str(out), "--readme", str(tmp_path / "README.md"), "--configs", "portrait-mini", *tiny]
+    assert main_job.main(arguments) == 0
+    result = json.loads(out.read_text())
+    (row,) = result["rows"]
+    assert 0 < row["first look s"] < row["seconds"] and 0.2 < row["peak GB"] < 8
+    assert str(tmp_path) not in result["command"] and "portrait-mini" in (tmp_path / "README.md").read_text()
+
+
+def test_the_readmes_costs_are_current():
+    assert main_job.main(["--check"]) == 0

@@ -1,0 +1,108 @@
+"""What a user waits for: the whole command on one photo, from the start to the last file, for several configurations.
+
+    python benchmarks/main_job.py                  # measures, writes the result file and the README's table
+    python benchmarks/main_job.py --table          # only the table, from the result file
+    python benchmarks/main_job.py --check          # exit code 1 when table and result file disagree
+
+Every configuration runs in a process of its own, in a fresh folder, with export. "First look" is the moment at which
+``save/it0-0.png`` is there; peak memory is that of the process and what it starts (resident).
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
+
+from make_tables import insert_table  # noqa: E402
+from measuring import circumstances  # noqa: E402
+from portrait_diffusion.benchmark.records import available_cores  # noqa: E402
+from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.priors.train import default_device  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
+README = ROOT / "README.md"
+START, END = "<!-- main-job-table:start -->", "<!-- main-job-table:end -->"
+CONFIGS = ("portrait-fast", "portrait-mini", "portrait-restored")
+FIRST_LOOK = Path("save") / "it0-0.png"
+
+
+def peak_gb(usage) -> float:
+    """Peak of resident memory that the system noted of an ended process, GB; Linux counts it in kilobytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def measure(config: str, photo: Path, overrides: list[str]) -> dict:
+    """Row of a configuration. Raises: SystemExit when the command fails, with its last words."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, log = Path(folder) / "out", Path(folder) / "log"
+        command = [sys.executable, str(ROOT / "launch_portrait.py"), "--image", str(photo), "--config",
+                   str(ROOT / "configs" / f"{config}.yaml"), "--out", str(out), *overrides]  # fmt: skip
+        start, first = time.monotonic(), None
+        with open(log, "wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if first is None and (out / FIRST_LOOK).is_file():
+                    first = time.monotonic() - start
+                if pid:
+                    break
+                time.sleep(0.05)
+        seconds, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{config} ended with {process.returncode}: {log.read_text()[-2000:]}")
+        timings = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["timings_s"]
+        return {
+            "config": config, "seconds": round(seconds, 1), "first look s": None if first is None else round(first, 1),
+            "peak GB": round(peak_gb(usage), 2), "parts s": {name: round(value, 1) for name, value in timings.items()},
+        }  # fmt: skip
+
+
+def table(result: dict) -> str:
+    """Markdown of the README."""
+    lines = ["| configuration | first look, s | all files written, s | peak memory, GB |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        first = "–" if row["first look s"] is None else f"{row['first look s']:.0f}"
+        lines.append(f"| `{row['config']}` | {first} | {row['seconds']:.0f} | {row['peak GB']:.1f} |")
+    device = result["device"]["name"]
+    return "\n".join([*lines, "", f"`{result['photo']}`, {device}, {result['cores']} cores, export included."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photo", type=Path, default=ROOT / "examples" / "astronaut.png")
+    parser.add_argument("--configs", nargs="+", default=list(CONFIGS))
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file")
+    parser.add_argument("--readme", type=Path, default=README, help="document with the two markers")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 for a stale table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every configuration")
+    args = parser.parse_intermixed_args(argv)
+    if not args.table and not args.check:
+        rows = []
+        for config in args.configs:
+            rows.append(measure(config, args.photo, args.overrides))
+            print(rows[-1], flush=True)
+        result = {
+            "what": "the whole command on one photo: seconds until the first look and the end, peak resident memory",
+            "photo": args.photo.name, "cores": available_cores(), **circumstances(default_device(), argv), "rows": rows,
+        }
+        result["command"] = result["command"].replace(str(args.out), args.out.name)
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
+    text = args.readme.read_text(encoding="utf-8")
+    wanted = insert_table(text, table(json.loads(args.out.read_text(encoding="utf-8"))), START, END)
+    if args.check:
+        return int(wanted != text)
+    if wanted != text:
+        write_text(args.readme, wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
