@@ -37,10 +37,13 @@ def peak_gb(usage) -> float:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def measure(config: str, photo: Path, overrides: list[str]) -> dict:
-    """Row of a configuration. Raises: SystemExit when the command fails, with its last words."""
+def measure(config: str, photo: Path, overrides: list[str], keep: Path | None = None) -> dict:
+    """Row of a configuration. Raises: SystemExit when the command fails, with its last words.
+
+    Args: keep: new folder for its files; None keeps none.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        out, log = Path(folder) / "out", Path(folder) / "log"
+        out, log = keep or Path(folder) / "out", Path(folder) / "log"
         command = [sys.executable, str(ROOT / "launch_portrait.py"), "--image", str(photo), "--config",
                    str(ROOT / "configs" / f"{config}.yaml"), "--out", str(out), *overrides]  # fmt: skip
         start, first = time.monotonic(), None
@@ -79,23 +82,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--photo", type=Path, default=ROOT / "examples" / "astronaut.png")
     parser.add_argument("--configs", nargs="+", default=list(CONFIGS))
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file")
+    parser.add_argument("--keep", type=Path, help="new folder for what the runs write, a folder a configuration")
     parser.add_argument("--readme", type=Path, default=README, help="document with the two markers")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 for a stale table")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every configuration")
     args = parser.parse_intermixed_args(argv)
+    text = args.readme.read_text(encoding="utf-8")
     if not args.table and not args.check:
         rows = []
         for config in args.configs:
-            rows.append(measure(config, args.photo, args.overrides))
+            rows.append(measure(config, args.photo, args.overrides, args.keep and args.keep / config))
             print(rows[-1], flush=True)
         result = {
             "what": "the whole command on one photo: seconds until the first look and the end, peak resident memory",
             "photo": args.photo.name, "cores": available_cores(), **circumstances(default_device(), argv), "rows": rows,
         }
-        result["command"] = result["command"].replace(str(args.out), args.out.name)
+        for path in filter(None, (args.out, args.keep)):
+            result["command"] = result["command"].replace(str(path), path.name)
         write_text(args.out, json.dumps(result, indent=1) + "\n")
-    text = args.readme.read_text(encoding="utf-8")
     wanted = insert_table(text, table(json.loads(args.out.read_text(encoding="utf-8"))), START, END)
     if args.check:
         return int(wanted != text)
