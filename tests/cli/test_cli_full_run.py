@@ -83,6 +83,7 @@ def test_a_finished_head_is_rendered_from_new_directions(finished):
     assert front[..., 3].max() > 200 and front[0, 0, 3] < 50
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_head(finished, tmp_path):
     """Interrupted and continued or in one go: bit for bit the same planes."""
     folder, out, _, _ = finished
