@@ -5,11 +5,10 @@
     python benchmarks/main_job.py --check          # exit code 1 when table and result file disagree
 
 Every configuration runs in a process of its own, in a fresh folder, with export. "First look" is the moment at which
-``save/it0-0.png`` is there; peak memory is that of the process and what it starts (resident).
+``save/it0-0.png`` is there; peak memory is the resident one that the run notes of itself (`provenance.json`).
 """
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,11 +31,6 @@ CONFIGS = ("portrait-fast", "portrait-mini", "portrait-restored")
 FIRST_LOOK = Path("save") / "it0-0.png"
 
 
-def peak_gb(usage) -> float:
-    """Peak of resident memory that the system noted of an ended process, GB; Linux counts it in kilobytes."""
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def measure(config: str, photo: Path, overrides: list[str], keep: Path | None = None) -> dict:
     """Row of a configuration. Raises: SystemExit when the command fails, with its last words.
 
@@ -49,20 +43,18 @@ def measure(config: str, photo: Path, overrides: list[str], keep: Path | None = 
         start, first = time.monotonic(), None
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            while True:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            while process.poll() is None:
                 if first is None and (out / FIRST_LOOK).is_file():
                     first = time.monotonic() - start
-                if pid:
-                    break
                 time.sleep(0.05)
-        seconds, process.returncode = time.monotonic() - start, os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - start
         if process.returncode:
             raise SystemExit(f"{config} ended with {process.returncode}: {log.read_text()[-2000:]}")
-        timings = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["timings_s"]
+        told = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
         return {
             "config": config, "seconds": round(seconds, 1), "first look s": None if first is None else round(first, 1),
-            "peak GB": round(peak_gb(usage), 2), "parts s": {name: round(value, 1) for name, value in timings.items()},
+            "peak GB": round(told["peak_memory"]["host_bytes"] / 1e9, 2),
+            "parts s": {name: round(value, 1) for name, value in told["timings_s"].items()},
         }  # fmt: skip
 
 
@@ -98,8 +90,6 @@ def main(argv: list[str] | None = None) -> int:
             "what": "the whole command on one photo: seconds until the first look and the end, peak resident memory",
             "photo": args.photo.name, "cores": available_cores(), **circumstances(default_device(), argv), "rows": rows,
         }
-        for path in filter(None, (args.out, args.keep)):
-            result["command"] = result["command"].replace(str(path), path.name)
         write_text(args.out, json.dumps(result, indent=1) + "\n")
     wanted = insert_table(text, table(json.loads(args.out.read_text(encoding="utf-8"))), START, END)
     if args.check:

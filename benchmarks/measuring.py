@@ -45,9 +45,10 @@ def copy_bandwidth(device: torch.device, mebibytes: int | None = None) -> float:
 
 
 def circumstances(device: torch.device, argv: list[str] | None) -> dict:
-    """Device, commit, versions and command, for a result file."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Device, commit, versions and command, for a result file; absolute paths are shortened to their last part."""
+    words = map(str, sys.argv[1:] if argv is None else argv)
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in words]
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(str, arguments)]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "device": device_description(device), "commit": git_state(), "libraries": library_versions(),
     }  # fmt: skip

@@ -8,6 +8,7 @@ additions are not ordered) is the measure for what two implementations may diffe
 """
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from measuring import circumstances  # noqa: E402
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.benchmark.measure import render_views  # noqa: E402
 from portrait_diffusion.benchmark.truth import Cameras  # noqa: E402
+from portrait_diffusion.evaluation import image  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 
@@ -45,9 +47,9 @@ def one(config: str, overrides: list[str], photo: Path, size: int) -> tuple[dict
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float | None:
-    """dB over all pixels; None for equal pictures."""
-    error = float((a - b).square().mean())
-    return round(-10 * torch.log10(torch.tensor(error)).item(), 1) if error > 0 else None
+    """dB over all pixels of views (V, 3, S, S); None for equal ones: infinite, which JSON does not know."""
+    found = float(image.psnr(*(torch.cat(list(views), dim=1)[None] for views in (a, b))))
+    return round(found, 1) if math.isfinite(found) else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
         "what": "seconds of whole runs without export, the first one with the device's start; PSNR between heads, dB",
         **circumstances(host.get_device(), argv), "rows": rows, "PSNR dB": pairs,
     }
-    result["command"] = result["command"].replace(str(args.photo), args.photo.name)
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     return 0
 

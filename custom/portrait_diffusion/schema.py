@@ -53,13 +53,19 @@ def validate(source: Any, schema: type, overrides: Iterable[str] = ()) -> DictCo
     try:
         return _merged(config, changes, schema, origin)
     except UsageError as error:
-        try:
-            if changes:
-                _merged(config, parse_overrides(()), schema, origin)
-        except UsageError:
-            raise error from None
-        told = str(error).removeprefix(f"{origin}: ")
-        raise (UsageError(f"The given key=value (on top of {origin}): {told}") if changes else error) from None
+        if changes and _is_valid(config, schema, origin):
+            told = str(error).removeprefix(f"{origin}: ")
+            raise UsageError(f"The given key=value (on top of {origin}): {told}") from None
+        raise
+
+
+def _is_valid(config: DictConfig, schema: type, origin: str) -> bool:
+    """Whether a configuration passes without any overrides."""
+    try:
+        _merged(config, parse_overrides(()), schema, origin)
+    except UsageError:
+        return False
+    return True
 
 
 def _merged(config: DictConfig, changes: DictConfig, schema: type, origin: str) -> DictConfig:

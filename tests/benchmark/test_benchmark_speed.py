@@ -62,4 +62,4 @@ def test_whole_runs_are_timed_by_part_and_their_heads_compared(tmp_path):
     result = json.loads((tmp_path / "runs.json").read_text())
     assert result["PSNR dB"] == {"torch 2, torch 1": None} and str(photo) not in result["command"]
     assert all(row["seconds"] >= row["inversion"] > 0 for row in result["rows"])
-    assert 0 < whole_runs.psnr(torch.zeros(3), torch.full((3,), 0.1)) == 20
+    assert 0 < whole_runs.psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)) == 20

@@ -93,7 +93,9 @@ def test_the_costs_of_the_main_job_are_a_table(tmp_path):
 def test_the_main_job_is_measured_from_outside(tmp_path):
     (tmp_path / "README.md").write_text(f"{main_job.START}\n{main_job.END}\n")
     tiny = ["system.inversion.latent_steps=2", "system.inversion.detail_steps=2", "system.exporter.render_size=32",
-            "system.exporter.turntable.frames=3", "system.exporter.mesh.resolution=48"]  # fmt: skip
+            "system.exporter.turntable.frames=3", "system.exporter.turntable.height=32",
+            "system.exporter.mesh.resolution=48", "system.exporter.mesh.target_faces=800",
+            "system.exporter.bake.texture_size=64"]  # fmt: skip
     out = tmp_path / "job.json"
     arguments = ["--out", str(out), "--readme", str(tmp_path / "README.md"), "--configs", "portrait-mini", *tiny]
     assert main_job.main(arguments) == 0
