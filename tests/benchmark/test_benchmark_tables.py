@@ -97,7 +97,7 @@ def test_the_main_job_is_measured_from_outside(tmp_path):
             "system.exporter.mesh.resolution=48", "system.exporter.mesh.target_faces=800",
             "system.exporter.bake.texture_size=64"]  # fmt: skip
     out = tmp_path / "job.json"
-    arguments = ["--out", str(out), "--readme", str(tmp_path / "README.md"), "--configs", "portrait-mini", *tiny]
+    arguments = ["--configs", "portrait-mini", "--out", str(out), "--readme", str(tmp_path / "README.md"), *tiny]
     assert main_job.main(arguments) == 0
     result = json.loads(out.read_text())
     (row,) = result["rows"]
