@@ -1,6 +1,7 @@
 """How far HPDM's answer moves with its noise: noise carried between two views, the answers compared where both see.
 
-    python benchmarks/equivariance.py --model outputs/hpdm/hpdm --data TEST_DATA --out OUT.json
+    python benchmarks/equivariance.py --model outputs/hpdm/hpdm --data TEST_DATA --name "shipped"   # adds to RESULT
+    python benchmarks/equivariance.py --pages       # only the table of docs/hpdm.md again; --check compares it
 
 For a view and one turned by a yaw the clean latents predicted from carried noise are projected into each other
 (`noise.transport`, `ops.projection`); the error is |W x(e) - x(W e)| / |x(W e)| over mutually visible latents, beside
@@ -14,8 +15,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.append(str(ROOT / "custom"))
+sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
+from make_tables import insert_table  # noqa: E402
+from measuring import circumstances  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
@@ -25,6 +28,9 @@ from portrait_diffusion.ops.projection import forward_project  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 TIMESTEPS = (100, 300, 500, 700, 900)
+RESULT = ROOT / "benchmarks" / "results" / "equivariance.json"
+PAGE = ROOT / "docs" / "hpdm.md"
+START, END = "<!-- equivariance:start -->", "<!-- equivariance:end -->"
 
 
 @torch.no_grad()
@@ -67,15 +73,45 @@ def disagreement(model, data: MultiViewData, first: int, second: int, step: int,
     }
 
 
+def table(result: dict) -> str:
+    """Markdown: the mean over both signs of each yaw, carried noise / independent noise, a row a model and yaw."""
+    lines = ["| model | yaw | " + " | ".join(f"timestep {t}" for t in TIMESTEPS) + " | the latents themselves |"]
+    lines.append("|---" * (len(TIMESTEPS) + 3) + "|")
+    for name, entry in result.items():
+        for yaw in sorted({row["yaw"] for row in entry["curve"]}):
+            rows = [row for row in entry["curve"] if row["yaw"] == yaw]
+
+            def mean(key: str, step: int, rows: list = rows) -> float:
+                values = [row[key] for row in rows if row["step"] == step]
+                return sum(values) / len(values)
+
+            cells = [f"{mean('carried', t):.3f} / {mean('independent', t):.3f}" for t in TIMESTEPS]
+            own = mean("latents themselves", TIMESTEPS[0])
+            lines.append(f"| {name} | {yaw:g}° | " + " | ".join(cells) + f" | {own:.3f} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="HPDM folder")
-    parser.add_argument("--data", type=Path, required=True, help="held-out subjects, --sampling evaluation")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; curves are added under --name")
+    parser.add_argument("--model", type=Path, help="HPDM folder")
+    parser.add_argument("--data", type=Path, help="held-out subjects, --sampling evaluation")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file; curves are added under --name")
     parser.add_argument("--name", default="model", help="of the curves in the file")
+    parser.add_argument("--note", default="", help="how the model was trained, kept beside its curves")
     parser.add_argument("--limit", type=int, help="use only so many subjects")
+    parser.add_argument("--pages", action="store_true", help="only write the table of docs/hpdm.md again")
+    parser.add_argument("--check", action="store_true", help="only compare that table with the result file")
     args = parser.parse_args(argv)
+    if args.pages or args.check:
+        text = PAGE.read_text(encoding="utf-8")
+        wanted = insert_table(text, table(json.loads(args.out.read_text(encoding="utf-8"))), START, END)
+        if args.check:
+            return int(wanted != text)
+        write_text(PAGE, wanted)
+        return 0
+    if not (args.model and args.data):
+        parser.error("--model and --data say what to measure.")
     device = default_device()
     model, data = load_hpdm(args.model).to(device), load_shards(args.data, device, args.limit)
     azimuth = data.azimuth[0].tolist()
@@ -85,9 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         if yaw <= 90:
             for step in TIMESTEPS:
                 curves.append({"yaw": yaw, "step": step, **disagreement(model, data, 0, second, step)})
-    before = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    result = before | {args.name: {"subjects": len(data), "device": str(device), "curve": curves}}
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    entry = {**circumstances(device, argv), "note": args.note, "subjects": len(data), "curve": curves}
+    write_text(args.out, json.dumps(before | {args.name: entry}, indent=1) + "\n")
     print(json.dumps(curves))
     return 0
 

@@ -36,7 +36,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
         "val": ["render-dataset", out / "val", "--split", "val", *held_out, *source],
         "test": ["render-dataset", out / "test", "--split", "test", *held_out, *source],
         "train": ["render-dataset", out / "train", "--split", "train", "--subjects", args.subjects,
-                  "--seed", args.seed, "--extras", "depth", "normal", *source],
+                  "--seed", args.seed, "--extras", "depth", "normal", "label", *source],
         "autoencoder": [*hpdm, "--stage", "autoencoder", "--val", out / "val", *perceptual],
         "drafts": ["render-drafts", "--data", out / "train", "--out", out / "drafts", "--worsen", 0.4,
                    "--fitted", 0.75],

@@ -29,12 +29,14 @@ def test_depth_and_normals_keep_their_precision(tmp_path):
     exact = np.where(arrays["depth"] > 0, 2.7 + np.random.default_rng(0).uniform(-0.4, 0.4, arrays["depth"].shape), 0)
     arrays["depth"] = encode_depth(exact)
     arrays["normal"] = np.full((*exact.shape, 3), 127, np.int8)
+    arrays["label"] = np.full(exact.shape, 2, np.uint8)
     np.savez(folder / "train_00000.npz", **arrays)
     data = load_shards(folder, "cpu")
     subject, view = torch.tensor([0, 1]), torch.tensor([3, 1])
     error = data.distance(subject, view).numpy() - exact[[0, 1], [3, 1]]
     assert np.abs(error).max() <= 0.5 / DEPTH_SCALE + 1e-6
     assert data.normal.dtype == torch.int8 and data.normal.shape == (2, 4, 16, 16, 3)
+    assert data.label.dtype == torch.uint8 and (data.label == 2).all() and data.label.shape == (2, 4, 16, 16)
     arrays["depth"] = exact.astype(np.float16)  # of older data sets
     np.savez(folder / "train_00000.npz", **arrays)
     assert np.abs(load_shards(folder, "cpu").distance(subject, view).numpy() - exact[[0, 1], [3, 1]]).max() < 2e-3

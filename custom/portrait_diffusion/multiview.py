@@ -4,7 +4,7 @@ A data set is a folder of shards ``SPLIT_00000.npz``, ... of one split, N subjec
   ``rgba (N,V,S,S,4)`` uint8 straight colour + alpha; ``c2w (N,V,4,4)`` float32, world frame;
   ``camera (N,V,4)`` float32 azimuth, elevation (degrees), distance, fovy (degrees); and, where a training needs them,
   ``depth (N,V,S,S)`` int16, distance along the ray in 1/8192 units, 0 for nothing (float16 in units is read, too);
-  ``normal (N,V,S,S,3)`` int8, unit vector x 127, world frame.
+  ``normal (N,V,S,S,3)`` int8, unit vector x 127, world frame; ``label (N,V,S,S)`` uint8 of `synthetic.parts.LABELS`.
 `synthetic.dataset` writes such folders; other arrays in a shard are not read.
 """
 import json
@@ -33,6 +33,7 @@ class MultiViewData:
         normal: (N, V, S, S, 3) int8, unit vector x 127, world frame; None when the shards have none.
         c2w: (N, V, 4, 4) world frame; fovy: (N, V) radians.
         azimuth, elevation: (N, V) degrees.
+        label: (N, V, S, S) uint8, what a pixel shows (`synthetic.parts.LABELS`); None when the shards have none.
     """
 
     rgba: Tensor
@@ -42,6 +43,7 @@ class MultiViewData:
     azimuth: Tensor
     elevation: Tensor
     normal: Tensor | None = None
+    label: Tensor | None = None
 
     def distance(self, subject: Tensor, view: Tensor) -> Tensor:
         """(..., S, S) float32 distance along the unit ray, scene units, of the indexed views."""
@@ -120,6 +122,7 @@ def load_shards(source: str | Path, device, limit: int | None = None) -> MultiVi
         azimuth=camera[..., 0],
         elevation=camera[..., 1],
         normal=stack("normal", torch.int8) if complete("normal") else None,
+        label=stack("label", torch.uint8) if complete("label") else None,
     )
 
 
@@ -127,7 +130,8 @@ def _read_shard(path: Path) -> dict:
     """The arrays of one shard that training needs; raises UsageError naming the file."""
     try:
         with np.load(path, allow_pickle=False) as shard:
-            arrays = {key: shard[key] for key in ("rgba", "depth", "normal", "c2w", "camera") if key in shard.files}
+            keys = ("rgba", "depth", "normal", "label", "c2w", "camera")
+            arrays = {key: shard[key] for key in keys if key in shard.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not a readable shard ({error}); delete it and render it again.") from error
     missing = {"rgba", "c2w", "camera"} - set(arrays)

@@ -13,7 +13,7 @@ from .export.made_with import differences
 from .inversion.config import InversionConfig
 from .inversion.published_config import PublishedFitConfig
 from .priors.published.sizes import FAMILIES
-from .systems.stages import Schedule
+from .systems.stages import Schedule, check_facing
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
 
@@ -89,6 +89,8 @@ class SystemConfig:
     """Close that grid where the photo shows the head; false leaves it open."""
     preservation_thickness: float = 0.05
     """How far behind the visible surface it is closed, scene units."""
+    preservation_facing: list = field(default_factory=lambda: [0.15, 0.4])
+    """Cosines between surface and the photo's rays: below the first it is open, from the second on closed."""
     exporter: ExportConfig = field(default_factory=ExportConfig)
     """What is written at the end, and in which sizes."""
     made_with: dict = field(default_factory=dict)
@@ -98,6 +100,7 @@ class SystemConfig:
         kind = self.prior.get("type", "bundled") if isinstance(self.prior, Mapping) else self.prior.type
         if Schedule(self.stages).total and kind != "bundled":
             raise ValueError(f"stages after the initialization need prior.type 'bundled' so far, got '{kind}'")
+        check_facing(self.preservation_facing)
 
 
 @dataclass

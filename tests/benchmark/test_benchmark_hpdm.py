@@ -115,6 +115,21 @@ def test_equal_noise_and_equal_views_agree(folders, tmp_path):
         assert equivariance.main([*command, "--limit", "1"]) == 0
     curves = json.loads(out.read_text())
     assert set(curves) == {"a", "b"} and {row["yaw"] for row in curves["a"]["curve"]} == {10.0, 60.0}
+    assert curves["b"]["command"].endswith("--name b --limit 1") and curves["b"]["subjects"] == 1
+    lines = equivariance.table(curves).splitlines()
+    assert len(lines) == 2 + 2 * 2 and lines[2].startswith("| a | 10° |") and lines[-1].startswith("| b | 60° |")
+
+
+def test_the_table_of_equivariance_is_that_of_its_result_file(tmp_path, monkeypatch):
+    assert equivariance.main(["--check"]) == 0
+    page = tmp_path / "hpdm.md"
+    text = equivariance.PAGE.read_text(encoding="utf-8")
+    page.write_text(text.replace("| shipped | 15° | 0.", "| shipped | 15° | 1."))
+    monkeypatch.setattr(equivariance, "PAGE", page)
+    assert equivariance.main(["--check"]) == 1
+    assert equivariance.main(["--pages"]) == 0 == equivariance.main(["--check"])
+    with pytest.raises(SystemExit):
+        equivariance.main([])
 
 
 def test_the_guidance_is_timed(tmp_path, monkeypatch):

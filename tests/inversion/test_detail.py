@@ -112,6 +112,10 @@ def test_the_gate_closes_where_the_surface_turns_away(head):
     assert (gates[0] == 0).all() and float(gates[1].max()) < 1e-6
     torch.testing.assert_close(gates[2], 0.5 * gates[4], rtol=0, atol=1e-5)
     torch.testing.assert_close(gates[3], gates[4], rtol=0, atol=1e-5)
+    turned = FrontalSurface(surface.depth, surface.opacity, torch.full_like(surface.facing, 0.5))
+    pose = head[2].pose()
+    later = visibility_gate(turned, pose, (8, 16, 16), BOX_RADIUS, THICKNESS, "cpu", facing_fade=(0.4, 0.6))[:, :, 1]
+    torch.testing.assert_close(later, 0.5 * gates[4], rtol=0, atol=1e-5)
 
 
 def test_colours_are_gated_alike_and_density_no_more(head):

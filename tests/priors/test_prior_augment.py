@@ -6,7 +6,14 @@ from portrait_diffusion.ops.cameras import canonical_fovy, head_to_world, orbit_
 from portrait_diffusion.ops.canonical import BOX_RADIUS
 from portrait_diffusion.ops.triplane import sample_planes
 from portrait_diffusion.priors.alignment import FACE_DEPTH, encoder_input, plane_grid
-from portrait_diffusion.priors.augment import affine_jitter, colour_jitter, degrade, turn_hue, unknown_border
+from portrait_diffusion.priors.augment import (
+    affine_jitter,
+    colour_jitter,
+    degrade,
+    surface_texture,
+    turn_hue,
+    unknown_border,
+)
 
 F64 = torch.float64
 
@@ -159,3 +166,26 @@ def test_how_often_a_border_is_unknown():
     complete = (valid.amin(dim=(1, 2, 3)) == 1).float().mean()
     assert abs(float(complete) - 0.8**4) < 0.06
     assert (unknown_border(50, 16, generator(), "cpu", probability=0.0) == 1).all()
+
+
+def test_a_solid_texture_is_a_function_of_the_position_alone():
+    """The same points in any order and shape get the same values; other subjects and seeds get others."""
+    points = torch.rand(3, 40, 3, generator=generator(1)) * 0.5
+    here = surface_texture(points, generator(2))
+    assert here.shape == (3, 40)
+    again = surface_texture(points.flip(1).view(3, 8, 5, 3), generator(2)).reshape(3, 40).flip(1)
+    torch.testing.assert_close(again, here, rtol=0, atol=1e-4)
+    one = points[:1].expand(3, -1, -1)
+    assert (surface_texture(one, generator(2))[0] - surface_texture(one, generator(2))[1]).abs().max() > 0.1
+    assert (surface_texture(points, generator(3)) - here).abs().max() > 0.1
+
+
+def test_a_solid_texture_is_fine_across_the_strands_and_long_along_them():
+    """Over many draws: mean 0, variance at most 1, and steps along the vertical, the usual strand, change it less."""
+    points = torch.rand(400, 200, 3, generator=generator(1)) * 0.5
+    values = surface_texture(points, generator(5))
+    assert abs(float(values.mean())) < 0.02 and 0.15 < float(values.var()) < 1.0
+    change = []
+    for step in torch.eye(3) * 0.006:
+        change.append(float((surface_texture(points + step, generator(5)) - values).square().mean()))
+    assert change[2] < 0.6 * min(change[:2])

@@ -78,6 +78,7 @@ def test_a_file_that_is_too_large_is_not_opened(saved, monkeypatch):
         ('{"channels": {"4": 99999}}', "channels"), ('{"channels": {"4": 8}}', "channels"),
         ('{"injected": [7]}', "injected"), ('{"encoder_channels": {}}', "encoder_channels"), ("[" * 100_000, "header"),
         ('{"encoder_input": 64}', "encoder_input"), ('{"frontal": [7]}', "frontal 7"),
+        ('{"encoded_layers": 3}', "encoded_layers is 3, expected at most the 2"),
         ('{"frontal_layers": 0}', "frontal_layers"), ('{"injected": [32]}', "both injected and frontal 32"),
     ],
     ids=lambda value: None if value is None else value[:24],

@@ -4,11 +4,13 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from balls import ball, write_shards
+from portrait_diffusion.errors import UsageError
 from portrait_diffusion.multiview import MultiViewData, load_shards
 from portrait_diffusion.priors import assess, train
 from portrait_diffusion.priors.assess import evaluate
@@ -16,6 +18,7 @@ from portrait_diffusion.priors.networks import Discriminator, PriorSpec
 from portrait_diffusion.priors.patches import PATCH, patch_rays
 from portrait_diffusion.priors.storage import load_spec, save_weights
 from portrait_diffusion.priors.train import TrainConfig, Trainer, schedule
+from portrait_diffusion.synthetic.parts import LABELS
 
 from .samples import tiny_spec
 
@@ -248,10 +251,11 @@ def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "run", lambda *args, initial: calls.append((*args, initial)))
     paths = ["--data", str(tmp_path), "--out", str(tmp_path / "o")]
     options = ["--batch", "3", "--w-depth", "0.5", "--device", "cpu", "--limit", "7", "--no-cuda-graphs"]
-    options += ["--frontal-layers", "3"]
+    options += ["--frontal-layers", "3", "--encoded-layers", "2"]
     assert train.main([*paths, *options]) == 0
     data, val, out, seconds, config, spec, perceptual, device, limit, initial = calls[0]
-    assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", PriorSpec(frontal_layers=3), None)
+    wanted = PriorSpec(frontal_layers=3, encoded_layers=2)
+    assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", wanted, None)
     assert config == TrainConfig(batch=3, w_depth=0.5, cuda_graphs=False)
     assert (device, limit, seconds, initial) == ("cpu", 7, 540.0, None)
     assert train.main([*paths, "--initial", "p", "e"]) == 0
@@ -274,6 +278,43 @@ def test_training_starts_from_given_weights(data, tmp_path, monkeypatch):
         for part in (getattr(run, name), run.ema[name]):
             for key, value in part.named_parameters():
                 torch.testing.assert_close(value, expected[key], rtol=2e-3, atol=1e-4)  # half precision on disk
+
+
+def test_more_frontal_layers_start_from_the_weights_of_fewer(data, tmp_path):
+    given = trainer(data, seed=5)
+    files = tmp_path / "prior.safetensors", tmp_path / "encoder.safetensors"
+    for name, path in zip(("generator", "encoder"), files):
+        save_weights(getattr(given, name), path, given.spec, name)
+    finer = tiny_spec(frontal_layers=6, encoded_layers=4)
+    run = Trainer(finer, TrainConfig(**CONFIG), data, None)
+    run.start_from(*files)
+    values = run.train_step()
+    assert run.generator.spec == finer and all(bool(torch.isfinite(v)) for v in values.values())
+
+
+def labelled(data: MultiViewData) -> MultiViewData:
+    """The upper half of each picture is hair."""
+    label = torch.ones(data.rgba.shape[:4], dtype=torch.uint8)
+    label[:, :, : data.size // 2] = LABELS["hair"]
+    return replace(data, label=label)
+
+
+def test_texture_changes_hair_alone_and_the_same_place_alike(data):
+    """Two views of a ball: what both see of its hair gets one factor, skin and background none."""
+    run = trainer(labelled(data), textured=1.0)
+    n, views = torch.tensor([0, 1]), torch.tensor([[0, 1], [0, 1]])
+    factor = run.texture(n, views)[..., 0]
+    hair = (run.data.label[n[:, None], views] == LABELS["hair"]) & (data.depth[n[:, None], views] > 0)
+    assert (factor[~hair] == 1).all() and (factor[hair] - 1).abs().mean() > 0.02
+    same = run.texture(n, torch.zeros(2, 2, dtype=torch.long))[..., 0]
+    torch.testing.assert_close(same[:, 0], same[:, 1])
+    assert (trainer(labelled(data), textured=0.0, seed=1).texture(n, views) == 1).all()
+    assert all(bool(torch.isfinite(v)) for v in run.train_step().values())
+
+
+def test_texture_needs_depth_and_labels(data):
+    with pytest.raises(UsageError, match="--extras depth label"):
+        trainer(data, textured=0.5)
 
 
 def test_pooled_chroma_sees_colour_and_not_brightness():

@@ -104,6 +104,23 @@ def test_the_gate_is_closed_in_front_and_open_behind(head):
     assert float(middle[0]) > 0.99 and float(middle[-1]) < 0.1, "0.1: at the nose the surface turns away"
 
 
+def test_less_is_kept_where_the_surface_turns_away(data, model, head, monkeypatch):
+    """The later the gate fades, the more of the sides is open; what faces the camera stays closed."""
+    gates = []
+    for fade in ([0.15, 0.4], [0.5, 0.8]):
+        system = make(model, {"refine": {"steps": 1, "resolution": [16]}}, preservation_facing=fade)
+        fit(system, data, 0)
+        gates.append(system.geometry.restoration_gate)
+    assert (gates[1] >= gates[0] - 1e-6).all() and float(gates[1].mean() - gates[0].mean()) > 0.005
+    assert float(gates[1].min()) == 0
+
+
+@pytest.mark.parametrize("fade", [[0.4], [0.4, 0.4], [0.4, 1.2], ["a", "b"]])
+def test_a_fade_that_is_none_is_refused(model, fade):
+    with pytest.raises(UsageError, match="preservation_facing is .* expected two rising cosines"):
+        make(model, {"refine": {"steps": 1, "resolution": [16]}}, preservation_facing=fade)
+
+
 @pytest.mark.parametrize(("sampler", "painted"), [("iid", 0), ("mvnrs", 0), ("object", 0), ("iid", 4)])
 def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler, painted):
     """Cameras, noise, known and painted views, anchors: 4 steps and 2 more are 6, though views_every is 3 and not 4."""

@@ -35,6 +35,9 @@ from ..ops.volrend import (
     stratified_samples,
 )
 
+FACING_FADE = (0.15, 0.4)
+"""Cosines between surface normal and ray from which on the photo's detail counts a little, and fully."""
+
 
 @dataclass
 class FrontalSurface:
@@ -103,19 +106,22 @@ def frontal_surface(
 
 
 def visibility_gate(
-    surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device
+    surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device,
+    facing_fade: tuple[float, float] = FACING_FADE,
 ) -> Tensor:
     """Gates of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
 
-    g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine
-    from 0.15 to 0.4, times 1 inside the frame. Colours take g; density takes g within a slab around the surface and 0
-    in the air before it, where one photo cannot tell a shoulder from a spike towards the camera.
+    g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine,
+    0 below `facing_fade[0]` and 1 from `facing_fade[1]` on, times 1 inside the frame. Colours take g; density takes g
+    within a slab around the surface and 0 in the air before it, where one photo cannot tell a shoulder from a spike
+    towards the camera.
 
     Args:
         surface: of the prior in the photo's camera.
         pose: c2w (1,4,4), fovy (1,), crop (1,3).
         shape: (D, H, W) of the grid.
         radius, thickness: scene units.
+        facing_fade: cosines between surface normal and ray.
     Returns: (1, 1, 4, D, H, W), in [0, 1]; channel 0 for density, the others for colour.
     """
     d, h, w = shape
@@ -135,7 +141,7 @@ def visibility_gate(
     inside = (grid[0, :, 0].abs() <= 1).all(dim=-1)
     layer = 2 * radius / d if d > 1 else 0.0  # a voxel reaches half a layer towards the camera
     behind, reach = distance[0] - depth, thickness + 0.5 * layer
-    gate = smoothstep(reach - behind, 0, 0.5 * thickness) * smoothstep(facing, 0.15, 0.4) * inside
+    gate = smoothstep(reach - behind, 0, 0.5 * thickness) * smoothstep(facing, *facing_fade) * inside
     slab = smoothstep(reach + behind, 0, 0.5 * thickness)
     return torch.stack([gate * slab, gate, gate, gate]).view(1, 1, 4, d, h, w)
 

@@ -1,4 +1,6 @@
 """Augmentations that make renders of synthetic heads look like what a photo and its matte deliver; batched."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,34 @@ def colour_jitter(rgb: Tensor, strength: Tensor, generator: torch.Generator) -> 
     out = grey + (rgb - grey) * torch.exp(draw(-0.35, 0.35)) * coloured
     out = (out.clamp(0.0, 1.0) ** gamma) * exposure
     return out.clamp(0.0, 1.0)
+
+
+def surface_texture(points: Tensor, generator: torch.Generator, waves: int = 12) -> Tensor:
+    """Random solid texture like strands, the same in every view because it is a function of the position alone.
+
+    n(p) = m(p) sqrt(2 / N) sum_i sin(k_i . p + phi_i): wavelengths from 0.016 to 0.06 units across a random direction,
+    mostly the vertical, and about seven times longer along it; m in (0, 1) is a smooth random mask of wavelength 0.25.
+
+    Args: points (B, ..., 3) world frame, scene units. Returns: (B, ...) of variance at most 1.
+    """
+    b, device = points.shape[0], points.device
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device)
+
+    vertical = torch.eye(3, device=device)[2]  # nothing is copied from the host: this runs inside a CUDA graph
+    strand = F.normalize(vertical + 0.5 * normal(b, 1, 3), dim=-1)
+    across = normal(b, waves, 3)
+    across = F.normalize(across - (across * strand).sum(dim=-1, keepdim=True) * strand, dim=-1)
+    shortest, longest = math.log(0.016), math.log(0.06)
+    frequency = 2 * math.pi * torch.exp(-uniform((b, waves, 1), shortest, longest, generator, device))
+    k = frequency * (across + 0.15 * normal(b, waves, 1) * strand)
+    phase = uniform((b, waves), 0.0, 2 * math.pi, generator, device)
+    flat = points.reshape(b, -1, 3)
+    total = torch.sin(flat @ k.transpose(1, 2) + phase[:, None]).sum(dim=-1) * math.sqrt(2.0 / waves)
+    slow = F.normalize(normal(b, 3, 1), dim=1) * (2 * math.pi / 0.25)
+    mask = torch.sigmoid(4.0 * torch.sin((flat @ slow)[..., 0] + uniform((b, 1), 0.0, 2 * math.pi, generator, device)))
+    return (total * mask).view(points.shape[:-1])
 
 
 def turn_hue(rgb: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:

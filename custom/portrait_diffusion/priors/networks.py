@@ -29,11 +29,13 @@ class PriorSpec:
     channels: dict = field(default_factory=lambda: {4: 256, 8: 256, 16: 256, 32: 256, 64: 128, 128: 64})
     frontal_layers: int = 2
     """Layers of the frontal grid, from the back of the box to its front: what is behind a face has its own features."""
+    encoded_layers: int = 1
+    """Foremost of these layers that the encoder adds features to: what the photo shows."""
     encoder_channels: dict = field(default_factory=lambda: {128: 48, 64: 96, 32: 160, 16: 224, 8: 224, 4: 224})
     injected: tuple = (16,)
     """Resolutions at which the encoder adds features to the trunk of the synthesis network (besides W+): all planes."""
     frontal: tuple = (32, 64, 128)
-    """Resolutions at which the encoder adds features to the foremost frontal layer alone: what the photo shows."""
+    """Resolutions at which the encoder adds features to the `encoded_layers`."""
     encoder_input: int = 256
     latent_rank: int = 64
     """Axes of the Gaussian over W+ from which random heads are drawn."""
@@ -47,7 +49,8 @@ class PriorSpec:
     @property
     def feature_channels(self) -> dict:
         """Channels of the encoder's feature maps by resolution."""
-        return {r: self.channels[r] for r in self.injected} | {r: self.plane_channels for r in self.frontal}
+        frontal = self.encoded_layers * self.plane_channels
+        return {r: self.channels[r] for r in self.injected} | {r: frontal for r in self.frontal}
 
     @property
     def resolutions(self) -> list:
@@ -164,11 +167,12 @@ class SynthesisNetwork(nn.Module):
             ws: (B, num_ws, w_dim) style vectors.
             features: optional {resolution: (B, feature_channels[resolution], resolution, resolution)}; those of
                 `spec.injected` are added before the first convolution's activation, those of `spec.frontal` to the
-                output of the foremost frontal layer. Absent resolutions add nothing.
+                outputs of the foremost frontal layers, from back to front. Absent resolutions add nothing.
         Returns: planes (B, 3, C, R, R) and frontal grid (B, 1, C, L, R, R), a pyramid for `ops.triplane.sample_planes`.
         """
         features = features or {}
-        front = (2 + self.spec.frontal_layers) * self.spec.plane_channels  # first channel of the foremost layer
+        unseen = 3 + self.spec.frontal_layers - self.spec.encoded_layers  # planes and layers the encoder does not touch
+        front = unseen * self.spec.plane_channels
         x = self.const.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
         planes, index = None, 0
         for res in self.spec.resolutions:

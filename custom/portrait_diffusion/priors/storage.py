@@ -82,6 +82,8 @@ def _check_sizes(spec: PriorSpec) -> None:
             raise ValueError(f"{name} is {str(value)[:40]}, expected a whole number from 1 to {LARGEST}")
     if spec.mapping_layers > 16:
         raise ValueError(f"mapping_layers is {spec.mapping_layers}, expected at most 16")
+    if spec.encoded_layers > spec.frontal_layers:
+        raise ValueError(f"encoded_layers is {spec.encoded_layers}, expected at most the {spec.frontal_layers} layers")
     if spec.encoder_input != 256:
         raise ValueError(f"encoder_input is {spec.encoder_input}, expected 256: its layers are made for that")
     if spec.plane_resolution < 4 or spec.plane_resolution & (spec.plane_resolution - 1):

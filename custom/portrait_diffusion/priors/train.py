@@ -13,21 +13,25 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..files import atomic_path, write_text
 from ..multiview import MultiViewData, load_shards, read_manifest
+from ..ops.cameras import get_rays
+from ..synthetic.parts import LABELS
 from .alignment import encoder_input
 from .assess import encode_all, evaluate, reconstruction_sheet, sample_sheet
-from .augment import affine_jitter, colour_jitter, degrade, unknown_border
+from .augment import affine_jitter, colour_jitter, degrade, surface_texture, unknown_border
 from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
 from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
+from .regrid import regrid
 from .render import half_precision, render_planes
 from .storage import load_spec, load_weights, save_weights
 
@@ -65,6 +69,12 @@ class TrainConfig:
     """Share of the budget after which the adversarial terms come in (linearly over another 0.15)."""
     drop_features: float = 0.25
     """Share of subjects whose spatial features are dropped, so that W+ alone explains a head too."""
+    textured: float = 0.0
+    """Share of subjects whose hair gets a random solid texture like strands; needs depth and label in the shards.
+
+    Hair of photos has far more detail than that of our assets, and details that a prior has not learnt to leave where
+    they were seen it smears over the sides.
+    """
     ema_halflife_steps: float = 1000.0
     decay_from: float = 0.6
     """Share of the budget after which learning rates fall (cosine) to a twentieth."""
@@ -97,6 +107,8 @@ class Trainer:
     def __init__(self, spec: PriorSpec, config: TrainConfig, data: MultiViewData, perceptual: nn.Module | None):
         device = data.device
         torch.manual_seed(config.seed)  # network initialisation
+        if config.textured > 0 and (data.depth is None or data.label is None):
+            raise UsageError("'textured' needs data with --extras depth label; render them with it or set it to 0.")
         self.config, self.spec, self.data, self.perceptual = config, spec, data, perceptual
         self.generator = Generator(spec).to(device)
         self.encoder = Encoder(spec).to(device)
@@ -142,6 +154,8 @@ class Trainer:
         chosen = torch.stack([source, near, anywhere], dim=1)  # (B, 3)
         flip = self.rand(b) < 0.5
         rgba = d.rgba[n[:, None], chosen].float() / 255.0  # (B, 3, S, S, 4)
+        if c.textured > 0:
+            rgba = torch.cat([(rgba[..., :3] * self.texture(n, chosen)).clamp(max=1.0), rgba[..., 3:]], dim=-1)
         rgba = torch.where(flip[:, None, None, None, None], rgba.flip(3), rgba)
         strength = (self.rand(b) < 0.7).float()
         rgb = colour_jitter(rgba[..., :3], strength, self.rng)
@@ -158,6 +172,18 @@ class Trainer:
         target = chosen[:, 1:].reshape(-1)
         subject, flipped = (v[:, None].expand(-1, 2).reshape(-1) for v in (n, flip))
         return {"x": x, **self.patches(images[:, 1:].reshape(2 * b, 4, d.size, d.size), subject, target, flipped)}
+
+    def texture(self, n: Tensor, views: Tensor) -> Tensor:
+        """Factors (B, V, S, S, 1) on the colours of subjects n (B,) in views (B, V): a texture on hair, 1 elsewhere."""
+        d, b = self.data, len(n)
+        depth = d.distance(n[:, None], views)
+        c2w, fovy = d.c2w[n[:, None], views].flatten(0, 1), d.fovy[n[:, None], views].flatten(0, 1)
+        rays_o, rays_d = get_rays(c2w, fovy, d.size, d.size)
+        points = rays_o.view(*depth.shape, 3) + depth[..., None] * rays_d.view(*depth.shape, 3)
+        amount = 0.6 * self.rand(b) * (self.rand(b) < self.config.textured)
+        factor = torch.exp(amount.view(b, 1, 1, 1) * surface_texture(points, self.rng))
+        hair = (d.label[n[:, None], views] == LABELS["hair"]) & (depth > 0)
+        return torch.where(hair, factor, torch.ones_like(factor))[..., None]
 
     def patches(self, images: Tensor, subject: Tensor, view: Tensor, flip: Tensor) -> dict:
         """64² patches: half of the rows see the whole frame at half resolution, half a window at full resolution.
@@ -335,10 +361,12 @@ class Trainer:
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
     def start_from(self, generator: Path, encoder: Path) -> None:
-        """Take generator and encoder, and their averages, from weight files of the same sizes."""
-        for name, path in (("generator", generator), ("encoder", encoder)):
-            load_weights(getattr(self, name), path, name)
-            load_weights(self.ema[name], path, name)
+        """Take generator and encoder, and their averages, from weight files; the frontal grid may have other layers."""
+        for name, path, make in (("generator", generator, Generator), ("encoder", encoder, Encoder)):
+            given = load_spec(path, name)
+            state = regrid(load_weights(make(given), path, name).state_dict(), given, self.spec)
+            getattr(self, name).load_state_dict(state)
+            self.ema[name].load_state_dict(state)
 
     def state(self) -> dict:
         return {
@@ -458,7 +486,8 @@ def main(argv: list | None = None) -> int:
     parser.add_argument(
         "--initial", type=Path, nargs=2, metavar=("PRIOR", "ENCODER"), help="weights that the first run starts from"
     )
-    parser.add_argument("--frontal-layers", type=int, help=f"of the frontal grid; default {PriorSpec().frontal_layers}")
+    parser.add_argument("--frontal-layers", type=int, help="of the frontal grid; default: those of --initial or ours")
+    parser.add_argument("--encoded-layers", type=int, help="of these, foremost ones that the encoder feeds; likewise")
     for name, value in asdict(TrainConfig()).items():
         option = argparse.BooleanOptionalAction if isinstance(value, bool) else None
         kind = {"action": option} if option else {"type": type(value)}
@@ -466,7 +495,10 @@ def main(argv: list | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})
-    spec = PriorSpec(frontal_layers=args.frontal_layers) if args.frontal_layers else None
+    sizes = {k: getattr(args, k) for k in ("frontal_layers", "encoded_layers") if getattr(args, k) is not None}
+    spec = None
+    if sizes:
+        spec = replace(load_spec(args.initial[0], "generator") if args.initial else PriorSpec(), **sizes)
     run(
         args.data, args.val, args.out, args.seconds, config, spec, args.perceptual_weights, args.device, args.limit,
         initial=args.initial,

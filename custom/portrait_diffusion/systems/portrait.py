@@ -30,7 +30,7 @@ from . import losses
 from .describe import describe_head, write_settings
 from .painting import Painted, look_around, painting_losses, rows_of
 from .preservation import restoration_gate
-from .stages import Schedule
+from .stages import Schedule, check_facing
 
 OWN_RENDERER = "portrait-diffusion-volume-renderer"
 
@@ -60,6 +60,7 @@ class PortraitSystem(BaseLift3DSystem):
         restoration_resolution: int = 96  # edge of the grid that the stages change, voxels
         detail_preservation: bool = True  # close the grid where the photo shows the head; false leaves it open
         preservation_thickness: float = 0.05  # how far behind the visible surface it is closed, scene units
+        preservation_facing: list = field(default_factory=lambda: [0.15, 0.4])  # open below, closed above; cosines
         extra_guidances: list = field(default_factory=list)  # more guidances, see ExtraGuidance
         seed: int = 0  # of the initialization
         made_with: dict = field(default_factory=dict)  # of a shared configuration, see export.made_with; no effect
@@ -75,6 +76,7 @@ class PortraitSystem(BaseLift3DSystem):
         if kind != "bundled":
             raise UsageError(f"portrait-diffusion-system starts from the bundled prior; system.prior.type is '{kind}'.")
         self._check_losses()
+        check_facing(self.cfg.preservation_facing)
         self._inversion = InversionConfig(**plain["inversion"])
         if self.cfg.init:
             self.cfg.geometry = self.head_sizes() | plain["geometry"]
@@ -218,7 +220,8 @@ class PortraitSystem(BaseLift3DSystem):
         geometry.restoration.zero_()
         gate = torch.ones_like(geometry.restoration_gate)
         if self.cfg.detail_preservation:
-            gate = restoration_gate(geometry, self.photo_camera, self.cfg.preservation_thickness)
+            fade = tuple(self.cfg.preservation_facing)
+            gate = restoration_gate(geometry, self.photo_camera, self.cfg.preservation_thickness, fade)
         geometry.restoration_gate.copy_(gate)
 
     # ---- steps ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,13 @@ STAGES = ("restore", "refine")
 PAIRS = ("neighbours", "antipodal", "independent")
 
 
+def check_facing(fade: list) -> None:
+    """Raise UsageError for a `preservation_facing` that is not two rising cosines in [0, 1]."""
+    numbers = len(fade) == 2 and all(isinstance(v, int | float) for v in fade)
+    if not numbers or not 0 <= fade[0] < fade[1] <= 1:
+        raise UsageError(f"preservation_facing is {list(fade)}, expected two rising cosines, such as [0.15, 0.4].")
+
+
 @dataclass
 class StageConfig:
     """One stage. Schedules (numbers or threestudio's ``[start, from, to, end]``) count the stage's own steps."""
