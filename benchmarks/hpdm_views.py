@@ -2,10 +2,11 @@
 
     python benchmarks/hpdm_views.py --model outputs/hpdm/hpdm --data TEST_DATA --out benchmarks/results/hpdm_views.json
 
-Each view of each subject is made from its front view alone (`guidance.hpdm.assess.held_out`), with true geometry or
-with the bundled prior's answer to the front view. The intervals are percentile bootstraps over subjects, the unit that
-was drawn at random; pairs of kinds share resamples. With `--pictures` what was made is kept, and used again if nothing
-that made it has changed, so that one machine can make the pictures and another one score them.
+Each view of each subject is made from its front view alone (`guidance.hpdm.assess.held_out`), with true geometry, with
+the bundled prior's answer to the front view, or with its inversion: latents fitted to that view, its camera given. The
+intervals are percentile bootstraps over subjects, the unit that was drawn at random; pairs of kinds share resamples.
+With `--pictures` what was made is kept, and used again if nothing that made it has changed: one machine can make the
+pictures and another one score them.
 """
 import argparse
 import hashlib
@@ -29,10 +30,15 @@ from portrait_diffusion.files import atomic_path, write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import KINDS, conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.sampling import sample  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
+from portrait_diffusion.inversion.camera import PhotoCamera  # noqa: E402
+from portrait_diffusion.inversion.config import InversionConfig  # noqa: E402
+from portrait_diffusion.inversion.engine import Inversion  # noqa: E402
+from portrait_diffusion.inversion.start import load_perceptual  # noqa: E402
+from portrait_diffusion.inversion.target import Target  # noqa: E402
 from portrait_diffusion.multiview import MultiViewData, load_shards, read_manifest  # noqa: E402
 from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
-from portrait_diffusion.priors.drafts import drafts_of  # noqa: E402
+from portrait_diffusion.priors.drafts import draft_view, drafts_of  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
 from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
@@ -64,6 +70,29 @@ def make_pictures(model, data: MultiViewData, drafts: MultiViewData | None, step
                 parts.append(sample(model, conditions_of(model, told, kind), steps, generator=generator))
             made[kind].append((torch.cat(parts) * 255).round().to(torch.uint8).cpu())
     return {kind: torch.stack(views, dim=1) for kind, views in made.items()}
+
+
+def inverted(prior: BundledPrior, data: MultiViewData, latent_steps: int) -> MultiViewData:
+    """Heads fitted to view 0 of every subject, from all of the subject's cameras; the detail grid is left out.
+
+    Args: prior and data on one device; latent_steps: see `inversion.config.InversionConfig`.
+    """
+    net = load_perceptual(InversionConfig.lambda_perceptual, "the inversion's")
+    settings = InversionConfig(latent_steps=latent_steps, detail_steps=0, camera_lr=0.0)
+    parts: dict[str, list] = {"rgba": [], "depth": [], "normal": []}
+    for i in range(len(data)):
+        image = premultiplied_images(data.rgba[i : i + 1, 0])
+        target = Target(image[:, :3], image[:, 3:], torch.ones_like(image[:, 3:]))
+        camera = PhotoCamera(float(data.azimuth[i, 0]), float(data.elevation[i, 0]))
+        planes = Inversion(prior, target, camera, settings, net).run().planes()
+        views = [
+            draft_view(planes, prior.decoder, data.c2w[i : i + 1, v], data.fovy[i : i + 1, v], data.size)
+            for v in range(data.rgba.shape[1])
+        ]
+        for name, kept in parts.items():
+            kept.append(torch.stack([view[name] for view in views], dim=1))
+    made = {name: torch.cat(kept) for name, kept in parts.items()}
+    return MultiViewData(**made, c2w=data.c2w, fovy=data.fovy, azimuth=data.azimuth, elevation=data.elevation)
 
 
 def kept_pictures(path: Path | None, key: str, make) -> dict:
@@ -160,7 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="HPDM folder")
     parser.add_argument("--data", type=Path, required=True, help="held-out subjects, --sampling evaluation")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
-    parser.add_argument("--geometry", choices=("true", "prior"), default="true", help="prior: of its answer to view 0")
+    parser.add_argument(
+        "--geometry", choices=("true", "prior", "inverted"), default="true",
+        help="prior: of the encoder's answer to view 0; inverted: of latents fitted to it",
+    )  # fmt: skip
+    parser.add_argument("--latent-steps", type=int, default=40, help="of the inversion")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     parser.add_argument("--pictures", type=Path, help="npz file of what was made: written, or used if it is there")
@@ -174,11 +207,15 @@ def main(argv: list[str] | None = None) -> int:
     made_by = {
         "model": hashlib.sha256(weights).hexdigest(), "geometry": args.geometry, "steps": args.steps,
         "subjects": len(data), "spec": spec,
-    }  # fmt: skip
+    } | ({"latent_steps": args.latent_steps} if args.geometry == "inverted" else {})
     start = time.monotonic()
 
     def make() -> dict:
-        drafts = drafts_of(BundledPrior().to(device), data) if args.geometry == "prior" else None
+        drafts = None
+        if args.geometry == "prior":
+            drafts = drafts_of(BundledPrior().to(device), data)
+        elif args.geometry == "inverted":
+            drafts = inverted(BundledPrior().to(device), data, args.latent_steps)
         return make_pictures(model, data, drafts, args.steps)
 
     pictures = kept_pictures(args.pictures, json.dumps(made_by, sort_keys=True), make)
@@ -193,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "what": "views from the front view alone; [2.5 %, mean, 97.5 %] over subjects", "geometry": args.geometry,
         "model sha256": made_by["model"], "subjects": len(data), "split": spec.get("split"), "seed": spec.get("seed"),
+        "latent steps": made_by.get("latent_steps"),
         "steps": args.steps, "seconds": round(time.monotonic() - start, 1), "device": str(device),
         "torch": torch.__version__, **table,
     }  # fmt: skip

@@ -85,6 +85,8 @@ class SystemConfig:
     """Optimizer of the stages: name, args and, by attribute path, params."""
     restoration_resolution: int = 96
     """Edge of the grid that the stages change, voxels."""
+    restoration_blur: float = 0.0
+    """Voxels: where the grid may change colours, they give way to blurred ones that it adds to; 0 keeps them."""
     detail_preservation: bool = True
     """Close that grid where the photo shows the head; false leaves it open."""
     preservation_thickness: float = 0.05

@@ -11,6 +11,8 @@ from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.multiview import load_shards  # noqa: E402
+from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
+from priors.samples import save_tiny_prior  # noqa: E402
 
 from benchmark.scripts import load_script  # noqa: E402
 
@@ -73,6 +75,15 @@ def test_views_are_measured_by_command(folders, tmp_path, monkeypatch):
     assert again["hybrid back"] == result["hybrid back"] and "none within 60" not in again
     with pytest.raises(UsageError, match="pictures.npz was made from another model, data or steps"):
         hpdm_views.main([*command, "--limit", "1"])
+
+
+def test_inverted_geometry_is_that_of_latents_fitted_to_the_front_view(folders, tmp_path, monkeypatch):
+    """Heads of the shape of the data that fitting changes, and the same ones each time."""
+    monkeypatch.setattr(hpdm_views, "load_perceptual", lambda *args: None)
+    data, prior = load_shards(folders[1], "cpu"), BundledPrior(*save_tiny_prior(tmp_path))
+    answers = [hpdm_views.inverted(prior, data, steps) for steps in (0, 2, 2)]
+    assert answers[1].rgba.shape == data.rgba.shape and answers[1].normal.shape == data.normal.shape
+    assert torch.equal(answers[1].rgba, answers[2].rgba) and not torch.equal(answers[0].rgba, answers[1].rgba)
 
 
 def test_hair_is_measured_where_there_is_hair(folders, tmp_path):

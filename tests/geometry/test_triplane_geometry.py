@@ -205,6 +205,44 @@ def test_the_restoration_grid_changes_what_its_gate_lets_it():
     assert "restoration_gate" in copy.state_dict() and "restoration" not in plain.state_dict()
 
 
+def replacing(plain, gate: float, blur: float = 1.5):
+    """A copy whose restoration grid replaces colours as far as a constant gate lets it."""
+    restored = make(restoration_resolution=16, restoration_replaces=True, seed=3)
+    restored.set_planes(list(plain.planes))
+    restored.set_decoder(plain.decoder_weights())
+    restored.set_restoration(torch.full_like(restored.restoration_gate, gate), blur)
+    return restored
+
+
+def test_a_replacing_grid_leaves_alone_what_is_closed_and_what_has_no_detail():
+    plain = make(init_std=1.0)
+    p = points(300) * 0.8  # between the outermost voxels' centres
+    torch.testing.assert_close(replacing(plain, 0.0)(p), plain(p))
+    plain.set_planes([torch.full_like(level, 0.3) for level in plain.planes])
+    for gate in (0.4, 1.0):
+        torch.testing.assert_close(replacing(plain, gate)(p), plain(p), rtol=2e-3, atol=1e-3)
+
+
+def test_a_replacing_grid_takes_detail_from_colours_and_none_from_density():
+    """Where it is open they are those of the grid alone, and vary less the more the grid was blurred."""
+    plain = make(init_std=1.0)
+    p = points(400) * 0.8
+    spread = []
+    for blur in (1.0, 3.0):
+        restored = replacing(plain, 1.0, blur)
+        torch.testing.assert_close(restored(p)["density"], plain(p)["density"])
+        spread.append(float(restored(p)["features"].std(dim=0).mean()))
+        with torch.no_grad():
+            before = restored(p)["features"]
+            restored.decoder["output_bias"][1:] += 2.0
+            torch.testing.assert_close(restored(p)["features"], before)
+            restored.restoration[:, :, 1:] += 1.0
+            assert ((restored(p)["features"] - before) > 0).all()
+    assert spread[1] < spread[0] < float(plain(p)["features"].std(dim=0).mean())
+    copy = TriplaneGeometry.create_from(restored)
+    torch.testing.assert_close(copy(p), restored(p))
+
+
 def test_points_with_gradients_are_looked_up_with_torch_where_triton_is_chosen(monkeypatch):
     """Normals and surface points ask for gradients that the kernel does not have; else the choice stands."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -3,15 +3,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..host import BaseImplicitGeometry, register
 from ..ops.backends import IMPLEMENTATIONS
-from ..ops.cameras import BOX_RADIUS, world_to_head
+from ..ops.cameras import BOX_RADIUS, head_to_world, world_to_head
 from ..ops.differences import central_differences
 from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
-from ..ops.triplane import DETAIL_GAIN, DecoderWeights, add_detail, init_decoder, sample_planes
+from ..ops.triplane import DETAIL_GAIN, DecoderWeights, init_decoder, limit_density, sample_planes
 from ..ops.volrend import inside_cylinder
 
 
@@ -47,7 +48,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
     Planes of published priors have their own axes, frame and colours, see `ops.plane_layouts`.
     With `restoration_resolution` there is a grid over the whole box, ``restoration`` (1,1,4,R,R,R), that adds to raw
     density and colour as far as ``restoration_gate`` (1,1,1,R,R,R), a buffer in [0, 1], lets it: the part that later
-    stages may change. Fresh it is zero, and its gate open.
+    stages may change. Fresh it is zero, and its gate open. With `restoration_replaces` the colour of planes and detail
+    fades out as that gate opens, and ``restoration_base`` (1,1,3,R,R,R), raw colours, fades in (`set_restoration`).
     """
 
     @dataclass
@@ -63,6 +65,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         detail_resolution: int = 0  # edge of the frontal grid of detail in texels; 0 is no such grid
         detail_depth: int = 8  # layers of the detail grid, at least 2
         restoration_resolution: int = 0  # edge of the grid that later stages may change, in voxels; 0 is no such grid
+        restoration_replaces: bool = False  # that grid's colours are in the place of the planes', else added to them
         plane_layout: str = "own"  # own, or that of a published prior: eg3d, panohead, spherehead or pyramid
         plane_radius: float = 0.0  # half edge of the cube that the planes span, scene units; 0 is radius
         plane_centre: list = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of that cube, head frame, scene units
@@ -125,6 +128,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
         edge = self.cfg.restoration_resolution
         self.restoration = nn.Parameter(torch.zeros(1, 1, 4, edge, edge, edge)) if edge else None
         self.register_buffer("restoration_gate", torch.ones(1, 1, 1, edge, edge, edge) if edge else None)
+        base = torch.zeros(1, 1, 3, edge, edge, edge) if edge and self.cfg.restoration_replaces else None
+        self.register_buffer("restoration_base", base)
         weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
         weights.output_bias[0] = self.cfg.init_density
         self.decoder = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights._asdict().items()})
@@ -181,20 +186,55 @@ class TriplaneGeometry(BaseImplicitGeometry):
     def _raw(self, points: Tensor, limited: bool = True) -> Tensor:
         """Raw density and colour (N,4) at world points (N,3); `limited`: density in the range of `add_detail`."""
         head = world_to_head(points)[None]
+        coords = head / self.cfg.radius
         planes = list(self.planes)
-        grids = [planes.pop()] if self.cfg.detail_resolution else []
-        if self.restoration is not None:
-            gain = self.restoration.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
-            grids.append(self.restoration * (self.restoration_gate * gain))
+        detail = planes.pop() if self.cfg.detail_resolution else None
         implementation = self.cfg.implementation
         if implementation == "triton" and head.requires_grad:
             implementation = "torch"  # as the setting says: the kernel has no gradient with respect to points
         raw = self.frame.raw(planes, self.decoder_weights(), head, implementation)
-        if grids:
-            coords = head / self.cfg.radius
-            extra = sum(sample_planes(grid, coords, reduce="sum") for grid in grids)
-            raw = add_detail(raw, extra) if limited else raw + extra
+        if limited and (detail is not None or self.restoration is not None):
+            raw = limit_density(raw)
+        if detail is not None:
+            raw = raw + sample_planes(detail, coords, reduce="sum")
+        if self.restoration is not None:
+            raw = self._restored(raw, coords)
         return raw[0]
+
+    def _restored(self, raw: Tensor, coords: Tensor) -> Tensor:
+        """Raw density and colour (1,N,4) with the restoration grid, looked up at coords (1,N,3) in [-1, 1]."""
+        gate = self.restoration_gate
+        grid = self.restoration * (gate * gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1))
+        if self.restoration_base is None:
+            return raw + sample_planes(grid, coords, reduce="sum")
+        grid = torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)
+        found = sample_planes(grid, coords, reduce="sum")
+        density, colour = raw[..., :1] + found[..., :1], raw[..., 1:4] * (1 - found[..., 4:]) + found[..., 1:4]
+        return torch.cat([density, colour], dim=-1)
+
+    @torch.no_grad()
+    def set_restoration(self, gate: Tensor, blur: float = 0.0) -> None:
+        """Empty the restoration grid and set its gate; where the grid replaces colours, blurred ones are its base.
+
+        base = G(a c) / G(a), raw colours c of planes and detail at the voxels' centres, a the share of light that a
+        voxel stops, G a Gaussian: what is seen there without its detail.
+
+        Args: gate (1,1,1,R,R,R) in [0, 1]; blur: standard deviation of G, voxels.
+        """
+        self.restoration.zero_()
+        self.restoration_gate.zero_()  # planes and detail alone
+        if self.restoration_base is not None:
+            edge, radius = self.cfg.restoration_resolution, self.cfg.radius
+            centre = ((torch.arange(edge, device=gate.device) + 0.5) / edge * 2 - 1) * radius
+            z, y, x = torch.meshgrid(centre, centre, centre, indexing="ij")
+            points = head_to_world(torch.stack([x, y, z], dim=-1).view(-1, 3))
+            raw = torch.cat([self._raw(part) for part in points.split(self.cfg.isosurface_chunk)])
+            stopped = -torch.expm1(-self.frame.density(raw[:, :1], world_to_head(points)) * (2 * radius / edge)) + 1e-4
+            seen = torch.cat([raw[:, 1:4].clamp(-6, 6) * stopped, stopped], dim=1).t().view(1, 4, edge, edge, edge)
+            blurred = gaussian_filter(seen.cpu().numpy(), (0, 0, blur, blur, blur), mode="nearest")
+            seen = torch.from_numpy(blurred).to(seen)
+            self.restoration_base.copy_((seen[:, :3] / seen[:, 3:])[None])
+        self.restoration_gate.copy_(gate)
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         density = self.frame.density(raw[..., :1], world_to_head(points))
@@ -264,4 +304,6 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if other.restoration is not None and instance.cfg.restoration_resolution == other.cfg.restoration_resolution:
             instance.restoration.data.copy_(other.restoration.data)
             instance.restoration_gate.copy_(other.restoration_gate)
+            if None not in (instance.restoration_base, other.restoration_base):
+                instance.restoration_base.copy_(other.restoration_base)
         return instance.to(other.planes[0].device)

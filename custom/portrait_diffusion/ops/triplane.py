@@ -206,8 +206,12 @@ def add_detail(raw: Tensor, detail: Tensor) -> Tensor:
     Args:
         raw: (...,4) from `decode_raw`; detail: (...,4).
     """
-    density = raw[..., :1].clamp(*DETAIL_DENSITY_RANGE)
-    return torch.cat([density, raw[..., 1:]], dim=-1) + detail
+    return limit_density(raw) + detail
+
+
+def limit_density(raw: Tensor) -> Tensor:
+    """Decoder output (...,4) with the raw density in `DETAIL_DENSITY_RANGE`, where something added still shows."""
+    return torch.cat([raw[..., :1].clamp(*DETAIL_DENSITY_RANGE), raw[..., 1:]], dim=-1)
 
 
 def density_activation(raw: Tensor) -> Tensor:

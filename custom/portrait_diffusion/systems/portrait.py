@@ -58,6 +58,7 @@ class PortraitSystem(BaseLift3DSystem):
         inversion: dict = field(default_factory=dict)  # the initialization, see inversion.config.InversionConfig
         init: bool = True  # start from the photo; false starts from the geometry as it is
         restoration_resolution: int = 96  # edge of the grid that the stages change, voxels
+        restoration_blur: float = 0.0  # voxels; colours give way to blurred ones where that grid may change them; 0: no
         detail_preservation: bool = True  # close the grid where the photo shows the head; false leaves it open
         preservation_thickness: float = 0.05  # how far behind the visible surface it is closed, scene units
         preservation_facing: list = field(default_factory=lambda: [0.15, 0.4])  # open below, closed above; cosines
@@ -140,6 +141,7 @@ class PortraitSystem(BaseLift3DSystem):
         sizes = {
             "channels": spec.plane_channels, "resolution": spec.plane_resolution, "hidden": spec.decoder_hidden,
             "frontal_layers": spec.frontal_layers, "restoration_resolution": self.cfg.restoration_resolution,
+            "restoration_replaces": self.cfg.restoration_blur > 0,
         }
         if inversion.detail_steps:
             sizes |= {"detail_resolution": inversion.detail_resolution, "detail_depth": inversion.detail_depth}
@@ -217,12 +219,11 @@ class PortraitSystem(BaseLift3DSystem):
         geometry.set_planes(fit.planes())
         geometry.set_decoder(fit.weights)
         self.photo_camera.load_state_dict(fit.camera.state_dict())
-        geometry.restoration.zero_()
         gate = torch.ones_like(geometry.restoration_gate)
         if self.cfg.detail_preservation:
             fade = tuple(self.cfg.preservation_facing)
             gate = restoration_gate(geometry, self.photo_camera, self.cfg.preservation_thickness, fade)
-        geometry.restoration_gate.copy_(gate)
+        geometry.set_restoration(gate, self.cfg.restoration_blur)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
     def configure_optimizers(self) -> Any:
