@@ -32,10 +32,11 @@ def test_rungs_cost_the_same_or_nothing():
 
 
 def test_the_ladder_of_the_restoration_has_the_configuration_that_ships():
-    init, restored = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
+    init, restored, opened = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
     for rung, name in ((init, "portrait-mini"), (restored, "portrait-restored")):
         config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
         assert rung.config["system"] == config["system"] and rung.config["data"] == config["data"]
+    assert opened.config["system"] == restored.config["system"] | {"detail_preservation": False}
 
 
 def test_profiles_are_valid():

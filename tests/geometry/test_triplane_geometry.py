@@ -231,16 +231,30 @@ def test_a_replacing_grid_takes_detail_from_colours_and_none_from_density():
     for blur in (1.0, 3.0):
         restored = replacing(plain, 1.0, blur)
         torch.testing.assert_close(restored(p)["density"], plain(p)["density"])
-        spread.append(float(restored(p)["features"].std(dim=0).mean()))
+        spread.append(float(restored(p)["features"].detach().std(dim=0).mean()))
         with torch.no_grad():
             before = restored(p)["features"]
             restored.decoder["output_bias"][1:] += 2.0
             torch.testing.assert_close(restored(p)["features"], before)
             restored.restoration[:, :, 1:] += 1.0
             assert ((restored(p)["features"] - before) > 0).all()
-    assert spread[1] < spread[0] < float(plain(p)["features"].std(dim=0).mean())
+    assert spread[1] < spread[0] < float(plain(p)["features"].detach().std(dim=0).mean())
     copy = TriplaneGeometry.create_from(restored)
     torch.testing.assert_close(copy(p), restored(p))
+
+
+def test_a_look_without_the_restoration_shows_planes_and_detail_alone():
+    plain = make(init_std=1.0)
+    restored = replacing(plain, 1.0, 2.0)
+    p = points(100) * 0.8
+    with torch.no_grad():
+        restored.restoration.fill_(0.3)
+    before = restored(p)
+    with restored.without_restoration():
+        torch.testing.assert_close(restored(p), plain(p))
+    torch.testing.assert_close(restored(p), before)
+    with plain.without_restoration():  # there is none
+        assert plain.restoration is None
 
 
 def test_points_with_gradients_are_looked_up_with_torch_where_triton_is_chosen(monkeypatch):

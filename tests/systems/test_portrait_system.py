@@ -7,10 +7,11 @@ pytest.importorskip("diffusers")
 from pathlib import Path  # noqa: E402
 
 from portrait_diffusion import host  # noqa: E402
-from portrait_diffusion.data.portrait import PortraitDataModule  # noqa: E402
+from portrait_diffusion.data.portrait import PortraitDataModule, camera_batch  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
+from portrait_diffusion.systems.painting import Painted  # noqa: E402
 from portrait_diffusion.systems.portrait import PortraitSystem  # noqa: E402
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
@@ -113,6 +114,26 @@ def test_less_is_kept_where_the_surface_turns_away(data, model, head, monkeypatc
         gates.append(system.geometry.restoration_gate)
     assert (gates[1] >= gates[0] - 1e-6).all() and float(gates[1].mean() - gates[0].mean()) > 0.005
     assert float(gates[1].min()) == 0
+
+
+def test_views_are_painted_from_the_head_before_its_colours_give_way(data, model, monkeypatch):
+    """The first look is the initialization's with and without `restoration_blur`; the steps render the blurred one."""
+    still = {"name": "Adam", "args": {"lr": 0.0}, "params": {"geometry.restoration": {}}}
+    stages = {"restore": {"steps": 2, "resolution": [16], "painted": 2, "loss": {"lambda_painted": 1.0}}}
+    batch = camera_batch(torch.tensor([90.0, 180.0]), torch.zeros(2), SIZE)
+    first = {}
+
+    def paint(system, stage, turn):
+        first[blur] = system._look(batch["rays_o"], batch["rays_d"])["comp_rgb"]
+        return Painted(first[blur].permute(0, 3, 1, 2), torch.tensor([90.0, 180.0]), torch.zeros(2))
+
+    monkeypatch.setattr(PortraitSystem, "_paint", paint)
+    for blur in (0.0, 2.0):
+        system = make(model, stages, restoration_blur=blur, optimizer=still)
+        fit(system, data, 2)  # the first step shows the photo
+        later = system._look(batch["rays_o"], batch["rays_d"])["comp_rgb"]
+        assert (later - first[blur]).abs().max() < 1e-6 if blur == 0 else (later - first[blur]).abs().max() > 1e-3
+    torch.testing.assert_close(first[2.0], first[0.0])
 
 
 @pytest.mark.parametrize("fade", [[0.4], [0.4, 0.4], [0.4, 1.2], ["a", "b"]])

@@ -1,4 +1,6 @@
 """A head as planes of features and a small decoder, registered as ``portrait-diffusion-triplane``."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,6 +237,18 @@ class TriplaneGeometry(BaseImplicitGeometry):
             seen = torch.from_numpy(blurred).to(seen)
             self.restoration_base.copy_((seen[:, :3] / seen[:, 3:])[None])
         self.restoration_gate.copy_(gate)
+
+    @contextmanager
+    def without_restoration(self) -> Iterator[None]:
+        """The head of planes and detail alone, for looks at it; without gradients to the restoration grid."""
+        gate = None if self.restoration_gate is None else self.restoration_gate.clone()
+        try:
+            if gate is not None:
+                self.restoration_gate.zero_()
+            yield
+        finally:
+            if gate is not None:
+                self.restoration_gate.copy_(gate)
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         density = self.frame.density(raw[..., :1], world_to_head(points))

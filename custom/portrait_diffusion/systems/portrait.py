@@ -4,6 +4,7 @@ Photo -> initialization (`inversion`) -> restore -> refine. The initialization f
 the first step; the stages change the geometry's restoration grid, whose gate is closed where the photo shows the head
 (the Detail Preservation Block of arXiv 2411.10369, whose internals are not published; this is ours).
 """
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -357,11 +358,13 @@ class PortraitSystem(BaseLift3DSystem):
         turn = (place.name, place.step // stage.views_every if stage.views_every else 0)
         if self._known_at == turn:
             return
+        first = self._known_at is None and hasattr(self.geometry, "without_restoration")
         self._known_at = turn
-        if hasattr(guidance, "set_views"):
-            guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
-        self._give_geometry()
-        self._painted = self._paint(stage, turn[1]) if stage.painted else None
+        with self.geometry.without_restoration() if first else nullcontext():  # sharp, as the initialization left it
+            if hasattr(guidance, "set_views"):
+                guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
+            self._give_geometry()
+            self._painted = self._paint(stage, turn[1]) if stage.painted else None
 
     def _give_geometry(self) -> None:
         """The head's depth for a noise sampler that asks for it, once."""
