@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -226,6 +225,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
         self.restoration.zero_()
         self.restoration_gate.zero_()  # planes and detail alone
         if self.restoration_base is not None:
+            from scipy.ndimage import gaussian_filter  # not needed to name the settings, which --help does
+
             edge, radius = self.cfg.restoration_resolution, self.cfg.radius
             centre = ((torch.arange(edge, device=gate.device) + 0.5) / edge * 2 - 1) * radius
             z, y, x = torch.meshgrid(centre, centre, centre, indexing="ij")
