@@ -38,7 +38,7 @@ from portrait_diffusion.inversion.target import Target  # noqa: E402
 from portrait_diffusion.multiview import MultiViewData, load_shards, read_manifest  # noqa: E402
 from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
-from portrait_diffusion.priors.drafts import draft_view, drafts_of  # noqa: E402
+from portrait_diffusion.priors.drafts import drafts_of, heads_seen  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
 from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
@@ -79,20 +79,14 @@ def inverted(prior: BundledPrior, data: MultiViewData, latent_steps: int) -> Mul
     """
     net = load_perceptual(InversionConfig.lambda_perceptual, "the inversion's")
     settings = InversionConfig(latent_steps=latent_steps, detail_steps=0, camera_lr=0.0)
-    parts: dict[str, list] = {"rgba": [], "depth": [], "normal": []}
-    for i in range(len(data)):
-        image = premultiplied_images(data.rgba[i : i + 1, 0])
+
+    def planes_of(rows: slice) -> list[torch.Tensor]:
+        image = premultiplied_images(data.rgba[rows, 0])
         target = Target(image[:, :3], image[:, 3:], torch.ones_like(image[:, 3:]))
-        camera = PhotoCamera(float(data.azimuth[i, 0]), float(data.elevation[i, 0]))
-        planes = Inversion(prior, target, camera, settings, net).run().planes()
-        views = [
-            draft_view(planes, prior.decoder, data.c2w[i : i + 1, v], data.fovy[i : i + 1, v], data.size)
-            for v in range(data.rgba.shape[1])
-        ]
-        for name, kept in parts.items():
-            kept.append(torch.stack([view[name] for view in views], dim=1))
-    made = {name: torch.cat(kept) for name, kept in parts.items()}
-    return MultiViewData(**made, c2w=data.c2w, fovy=data.fovy, azimuth=data.azimuth, elevation=data.elevation)
+        camera = PhotoCamera(float(data.azimuth[rows.start, 0]), float(data.elevation[rows.start, 0]))
+        return Inversion(prior, target, camera, settings, net).run().planes()
+
+    return heads_seen(planes_of, prior.decoder, data, 1)
 
 
 def kept_pictures(path: Path | None, key: str, make) -> dict:
@@ -109,15 +103,9 @@ def kept_pictures(path: Path | None, key: str, make) -> dict:
     return pictures
 
 
-def hair_masks(folder: Path, count: int) -> torch.Tensor | None:
+def hair_masks(data: MultiViewData) -> torch.Tensor | None:
     """(N, V, 1, S, S) 1 on hair, from the shards' labels; None where they have none."""
-    masks = []
-    for path in sorted(folder.glob("*_[0-9]*.npz")):
-        with np.load(path, allow_pickle=False) as shard:
-            if "label" not in shard:
-                return None
-            masks.append(torch.from_numpy(shard["label"] == LABELS["hair"]))
-    return torch.cat(masks)[:count, :, None].float()
+    return None if data.label is None else (data.label == LABELS["hair"])[:, :, None].float().cpu()
 
 
 @torch.no_grad()
@@ -220,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
 
     pictures = kept_pictures(args.pictures, json.dumps(made_by, sort_keys=True), make)
     perceptual = STLPIPS("alex", weights=args.perceptual_weights).to(device)
-    table = summary(measure(pictures, data, perceptual, hair_masks(args.data, len(data))))
+    table = summary(measure(pictures, data, perceptual, hair_masks(data)))
     if not args.no_sface:
         try:
             for kind, values in identities(pictures, data).items():

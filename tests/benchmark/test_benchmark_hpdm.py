@@ -92,11 +92,11 @@ def test_hair_is_measured_where_there_is_hair(folders, tmp_path):
     for path in folders[1].glob("*.npz"):
         with np.load(path) as shard:
             arrays = dict(shard)
-        assert hpdm_views.hair_masks(folders[1], 2) is None
+        assert hpdm_views.hair_masks(data) is None
         arrays["label"] = np.zeros(arrays["depth"].shape, np.uint8)
         arrays["label"][0, :, :8] = 2
         np.savez(tmp_path / path.name, **arrays)
-    hair = hpdm_views.hair_masks(tmp_path, 2)
+    hair = hpdm_views.hair_masks(load_shards(tmp_path, "cpu"))
     assert hair.shape == (2, 4, 1, 32, 32) and hair[0, :, :, :8].all() and not hair[0, :, :, 8:].any()
 
     class Masked(torch.nn.Module):

@@ -13,7 +13,7 @@ from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, head_to_world, world_to_head
 from ..ops.differences import central_differences
 from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
-from ..ops.triplane import DETAIL_GAIN, DecoderWeights, init_decoder, limit_density, sample_planes
+from ..ops.triplane import DETAIL_GAIN, DecoderWeights, init_decoder, limit_density, sample_planes, voxel_centres
 from ..ops.volrend import inside_cylinder
 
 
@@ -228,9 +228,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
             from scipy.ndimage import gaussian_filter  # not needed to name the settings, which --help does
 
             edge, radius = self.cfg.restoration_resolution, self.cfg.radius
-            centre = ((torch.arange(edge, device=gate.device) + 0.5) / edge * 2 - 1) * radius
-            z, y, x = torch.meshgrid(centre, centre, centre, indexing="ij")
-            points = head_to_world(torch.stack([x, y, z], dim=-1).view(-1, 3))
+            points = head_to_world(voxel_centres((edge, edge, edge), radius, gate.device))
             raw = torch.cat([self._raw(part) for part in points.split(self.cfg.isosurface_chunk)])
             stopped = -torch.expm1(-self.frame.density(raw[:, :1], world_to_head(points)) * (2 * radius / edge)) + 1e-4
             seen = torch.cat([raw[:, 1:4].clamp(-6, 6) * stopped, stopped], dim=1).t().view(1, 4, edge, edge, edge)

@@ -24,6 +24,7 @@ from ..ops.triplane import (
     decode_raw,
     density_activation,
     sample_planes,
+    voxel_centres,
 )
 from ..ops.volrend import (
     composite,
@@ -126,12 +127,7 @@ def visibility_gate(
     """
     d, h, w = shape
     size = surface.depth.shape[0]
-
-    def centres(n):
-        return ((torch.arange(n, device=device) + 0.5) / n * 2 - 1) * radius
-
-    z, y, x = torch.meshgrid(centres(d), centres(h), centres(w), indexing="ij")
-    points = head_to_world(torch.stack([x, y, z], dim=-1).reshape(1, -1, 3))
+    points = head_to_world(voxel_centres(shape, radius, device)[None])
     c2w, fovy, crop = (p.detach() for p in pose)
     pixels, _ = project_points(points, c2w, fovy, size, size, crop)
     distance = (points - c2w[:, None, :3, 3]).norm(dim=-1)  # (1, N)

@@ -200,6 +200,13 @@ DETAIL_GAIN = (24.0, 1.0, 1.0, 1.0)
 """Natural size of a detail grid's channels, for one learning rate: raw density counts in tens, raw colours in ones."""
 
 
+def voxel_centres(shape: tuple[int, int, int], radius: float, device) -> Tensor:
+    """Head-frame centres (D*H*W, 3) of the voxels of a grid (D, H, W) over the box of half edge `radius`."""
+    z, y, x = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in shape)
+    z, y, x = torch.meshgrid(z * radius, y * radius, x * radius, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
 def add_detail(raw: Tensor, detail: Tensor) -> Tensor:
     """Decoder output plus a detail grid's raw density and colour, the density limited first (`DETAIL_DENSITY_RANGE`).
 

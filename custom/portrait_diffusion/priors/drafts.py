@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,29 @@ def wear_photo(views: list[dict], data: MultiViewData, rows: slice, fitted: floa
         view["rgba"] = torch.cat([(rgb.clamp(0, 1) * 255).round().to(torch.uint8), view["rgba"][..., 3:]], dim=-1)
 
 
+def heads_seen(
+    planes_of: Callable[[slice], list[Tensor]], decoder: DecoderWeights, data: MultiViewData, batch: int,
+    finish: Callable[[list[dict], slice], None] = lambda views, rows: None,
+) -> MultiViewData:  # fmt: skip
+    """One head for every subject of a data set, from all of the subject's cameras.
+
+    Args: planes_of: planes of the heads of some rows; batch: subjects at a time; finish: may change their views.
+    """
+    parts: dict[str, list] = {"rgba": [], "depth": [], "normal": []}
+    for start in range(0, len(data), batch):
+        rows = slice(start, start + batch)
+        planes = planes_of(rows)
+        views = [
+            draft_view(planes, decoder, data.c2w[rows, v], data.fovy[rows, v], data.size)
+            for v in range(data.rgba.shape[1])
+        ]
+        finish(views, rows)
+        for name, kept in parts.items():
+            kept.append(torch.stack([view[name] for view in views], dim=1))
+    made = {name: torch.cat(kept) for name, kept in parts.items()}
+    return MultiViewData(**made, c2w=data.c2w, fovy=data.fovy, azimuth=data.azimuth, elevation=data.elevation)
+
+
 def drafts_of(
     prior: BundledPrior, data: MultiViewData, worsen: float = 0.0, seed: int = 0, batch: int | None = None,
     fitted: float = 0.0,
@@ -163,20 +187,15 @@ def drafts_of(
     """
     batch = batch or (16 if data.device.type == "cuda" else 1 if worsen == 0 else 4)
     generator = torch.Generator(device=data.device).manual_seed(seed)
-    parts: dict[str, list] = {"rgba": [], "depth": [], "normal": []}
-    for start in range(0, len(data), batch):
-        rows = slice(start, start + batch)
-        planes = draft_planes(prior, data, rows, worsen, generator)
-        views = [
-            draft_view(planes, prior.decoder, data.c2w[rows, v], data.fovy[rows, v], data.size)
-            for v in range(data.rgba.shape[1])
-        ]
+
+    def planes_of(rows: slice) -> list[Tensor]:
+        return draft_planes(prior, data, rows, worsen, generator)
+
+    def finish(views: list[dict], rows: slice) -> None:
         if fitted > 0:
             wear_photo(views, data, rows, fitted, generator)
-        for name, kept in parts.items():
-            kept.append(torch.stack([view[name] for view in views], dim=1))
-    made = {name: torch.cat(kept) for name, kept in parts.items()}
-    return MultiViewData(**made, c2w=data.c2w, fovy=data.fovy, azimuth=data.azimuth, elevation=data.elevation)
+
+    return heads_seen(planes_of, prior.decoder, data, batch, finish)
 
 
 def check_same_cameras(data: MultiViewData, drafts: MultiViewData) -> None:
