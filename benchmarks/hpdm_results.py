@@ -17,7 +17,14 @@ from portrait_diffusion.files import write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINING = RESULTS / "hpdm.json"
-VIEWS = {"true": RESULTS / "hpdm_views.json", "prior": RESULTS / "hpdm_views_prior.json"}
+VIEWS = {
+    "true": RESULTS / "hpdm_views.json", "prior": RESULTS / "hpdm_views_prior.json",
+    "inverted": RESULTS / "hpdm_views_inverted.json",
+}  # fmt: skip
+GEOMETRIES = {
+    "true": "true geometry", "prior": "geometry of the bundled prior's answer to the front view",
+    "inverted": "geometry of the bundled prior's latents fitted to the front view",
+}  # fmt: skip
 PAGES = (ROOT / "custom" / "portrait_diffusion" / "weights" / "hpdm" / "card.md", ROOT / "docs" / "hpdm.md")
 START, END = "<!-- numbers:start -->", "<!-- numbers:end -->"
 KINDS = ("none", "explicit", "implicit", "hybrid")
@@ -67,10 +74,11 @@ def numbers(training: dict, views: dict) -> str:
     for more in training.get("further", []):
         lines += ["", f"Trained on from there: {more['what']}"]
     for geometry, result in views.items():
-        told = "true geometry" if geometry == "true" else "geometry of the bundled prior's answer to the front view"
-        lines += ["", f"{result['subjects']} subjects of the {result['split']} split (unseen identities, hair and "
-                  f"clothes), 11 views each from the front view alone, {told}, {result['steps']} steps. PSNR dB / "
-                  "ST-LPIPS, mean over subjects:", "", views_table(result)]  # fmt: skip
+        lines += [
+            "", f"{result['subjects']} subjects of the {result['split']} split (unseen identities, hair and clothes), "
+            f"{result['views']} views each from the front view alone, {GEOMETRIES[geometry]}, {result['steps']} steps. "
+            "PSNR dB / ST-LPIPS, mean over subjects:", "", views_table(result),
+        ]  # fmt: skip
     return "\n".join(lines)
 
 

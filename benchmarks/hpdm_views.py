@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.append(str(ROOT / "custom"))
+sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
+from measuring import circumstances  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
@@ -218,9 +219,8 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "what": "views from the front view alone; [2.5 %, mean, 97.5 %] over subjects", "geometry": args.geometry,
         "model sha256": made_by["model"], "subjects": len(data), "split": spec.get("split"), "seed": spec.get("seed"),
-        "latent steps": made_by.get("latent_steps"),
-        "steps": args.steps, "seconds": round(time.monotonic() - start, 1), "device": str(device),
-        "torch": torch.__version__, **table,
+        "views": data.rgba.shape[1] - 1, "latent steps": made_by.get("latent_steps"), "steps": args.steps,
+        "seconds": round(time.monotonic() - start, 1), **circumstances(device, argv), **table,
     }  # fmt: skip
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
