@@ -14,7 +14,7 @@ from portrait_diffusion.systems.stages import Schedule
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 SMALL = [
-    "system.inversion.latent_steps=2", "system.inversion.latent_size=32", "system.inversion.latent_samples=6",
+    "system.inversion.latent_steps=1", "system.inversion.latent_size=32", "system.inversion.latent_samples=6",
     "system.inversion.novel_views=2", "system.inversion.novel_size=16", "system.inversion.detail_steps=2",
     "system.inversion.detail_size=48", "system.inversion.detail_resolution=48",
 ]  # fmt: skip
