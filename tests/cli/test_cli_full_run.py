@@ -65,11 +65,11 @@ def test_the_same_command_finishes_it(finished):
     assert not [name for name in files_below(out) if name.endswith((".tmp", ".part")) or ".partial-" in name]
 
 
-def test_once_more_makes_nothing_again(finished, monkeypatch, capsys):
+def test_once_more_makes_nothing_again(finished):
     folder, out, _, _ = finished
-    monkeypatch.chdir(folder)
     before = {name: (out / name).stat().st_mtime_ns for name in ("portrait.glb", "turntable.mp4", "report.html")}
-    assert cli.main([*arguments(out), "--quiet"]) == 0 and "fit the head" not in capsys.readouterr().err
+    done = launch(*arguments(out), "--quiet", cwd=folder, timeout=300)
+    assert done.returncode == 0 and "fit the head" not in done.stderr
     assert before == {name: (out / name).stat().st_mtime_ns for name in before}
 
 
