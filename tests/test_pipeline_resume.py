@@ -12,11 +12,11 @@ from priors.samples import save_tiny_prior
 
 PHOTO = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
 SMALL = (
-    "data.size=128", "data.matte=none", "data.aligned=true", "system.inversion.latent_steps=2",
-    "system.inversion.latent_size=32", "system.inversion.latent_samples=4", "system.inversion.novel_views=0",
-    "system.inversion.detail_steps=0",
+    "data.size=128", "data.matte=none", "system.inversion.latent_steps=2", "system.inversion.latent_size=32",
+    "system.inversion.latent_samples=4", "system.inversion.novel_views=0", "system.inversion.detail_steps=0",
     "system.inversion.detail_size=32", "system.inversion.detail_resolution=16", "system.inversion.detail_samples=4",
     "system.inversion.lambda_perceptual=0", "system.inversion.checkpoint_every=1",
+    "system.renderer.num_samples_per_ray=8", "system.renderer.num_importance_samples=8",
 )  # fmt: skip
 
 

@@ -162,8 +162,8 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     fit = functools.partial(PublishedFit, face_check=lambda picture: True)
     monkeypatch.setattr(module, "PublishedFit", fit)
     words = [f"system.published_fit.{key}={value}" for key, value in SETTINGS.items()]
-    words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}"]
-    words += ["data.aligned=true", "data.matte=none"]
+    words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}", "data.matte=none"]
+    words += ["system.renderer.num_samples_per_ray=8", "system.renderer.num_importance_samples=8"]
     result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
     assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
     save_head(result, tmp_path / "out")

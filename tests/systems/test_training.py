@@ -1,10 +1,12 @@
 """The stages through the pipeline: what a run does, that it resumes, what an interruption leaves."""
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning"), pytest.importorskip("diffusers")
+from portrait_diffusion import pipeline as pipeline_module  # noqa: E402
 from portrait_diffusion import training  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
@@ -34,6 +36,13 @@ def prior(tmp_path_factory):
     return {"checkpoint": str(checkpoint), "encoder": str(encoder)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def photo_prepared_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_module, "prepare_photo", functools.cache(pipeline_module.prepare_photo))
+        yield
+
+
 def pipeline(model, prior, stages=STAGES, **changes) -> PortraitPipeline:
     inversion = {
         "latent_steps": 1, "latent_size": 32, "latent_samples": 6, "novel_views": 1, "novel_size": 16,
@@ -44,7 +53,7 @@ def pipeline(model, prior, stages=STAGES, **changes) -> PortraitPipeline:
         "guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": model},
         "renderer": {"num_samples_per_ray": 8, "num_importance_samples": 8}, **changes,
     }  # fmt: skip
-    data = {"aligned": True, "size": 128, "matte": "none"}
+    data = {"size": 128, "matte": "none"}
     return PortraitPipeline.from_config({"name": "staged", "data": data, "system": system})
 
 
