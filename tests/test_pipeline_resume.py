@@ -16,6 +16,7 @@ SMALL = (
     "system.inversion.latent_samples=4", "system.inversion.novel_views=0", "system.inversion.detail_steps=0",
     "system.inversion.detail_size=32", "system.inversion.detail_resolution=16", "system.inversion.detail_samples=4",
     "system.inversion.lambda_perceptual=0", "system.inversion.checkpoint_every=1",
+    "system.renderer.num_samples_per_ray=8", "system.renderer.num_importance_samples=8",
 )  # fmt: skip
 
 

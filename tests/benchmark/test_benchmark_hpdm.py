@@ -1,4 +1,5 @@
 """HPDM's benchmarks: intervals, what is compared, and that each command runs on a tiny model."""
+import functools
 import json
 
 import numpy as np
@@ -80,6 +81,10 @@ def test_views_are_measured_by_command(folders, tmp_path, monkeypatch):
 def test_inverted_geometry_is_that_of_latents_fitted_to_the_front_view(folders, tmp_path, monkeypatch):
     """Heads of the shape of the data that fitting changes, and the same ones each time."""
     monkeypatch.setattr(hpdm_views, "load_perceptual", lambda *args: None)
+    small = {"latent_size": 32, "latent_samples": 6, "novel_views": 2, "novel_size": 16, "detail_size": 48,
+             "detail_resolution": 48}  # fmt: skip
+    monkeypatch.setattr(hpdm_views.InversionConfig, "__init__",
+                        functools.partialmethod(hpdm_views.InversionConfig.__init__, **small))  # fmt: skip
     data, prior = load_shards(folders[1], "cpu"), BundledPrior(*save_tiny_prior(tmp_path))
     answers = [hpdm_views.inverted(prior, data, steps) for steps in (0, 2, 2)]
     assert answers[1].rgba.shape == data.rgba.shape and answers[1].normal.shape == data.normal.shape

@@ -12,6 +12,7 @@ noise_head, noise_whiteness, noise_drift, noise_pictures, noise_page, noise_over
     load_script(f"noise_{name}") for name in ("head", "whiteness", "drift", "pictures", "page", "overhead")
 )
 SIZE, FACTOR, DISTANCE = 16, 4, 2.7
+TINY = ("--latents", "16", "--threads", str(torch.get_num_threads()))  # threads are those of the other tests, too
 
 
 def generator(seed=0):
@@ -124,9 +125,9 @@ def results(tmp_path_factory):
     """What the commands write in a tiny form."""
     folder = tmp_path_factory.mktemp("noise")
     out = folder / "noise_whiteness.json"
-    assert noise_whiteness.main(["--out", str(out), "--draws", "2", "--latents", "16"]) == 0
-    command = ["--out", str(folder / "noise_drift.json"), "--rounds", "12", "--latents", "16", "--spacing", "90"]
-    assert noise_drift.main(command) == 0
+    assert noise_whiteness.main(["--out", str(out), "--draws", "2", *TINY]) == 0
+    drift = folder / "noise_drift.json"
+    assert noise_drift.main(["--out", str(drift), "--rounds", "12", "--spacing", "90", *TINY]) == 0
     return folder
 
 
@@ -142,7 +143,7 @@ def test_the_commands_write_their_results(results):
     noise["ms"]["another machine"] = {"transport": 1.0, "field": 2.0}
     again = results / "again.json"
     again.write_text(json.dumps(noise))
-    assert noise_whiteness.main(["--out", str(again), "--latents", "16", "--only-time"]) == 0
+    assert noise_whiteness.main(["--out", str(again), *TINY, "--only-time"]) == 0
     timed = json.loads(again.read_text())
     assert timed["ms"]["another machine"] == {"transport": 1.0, "field": 2.0} and timed["methods"] == noise["methods"]
 

@@ -16,6 +16,8 @@ from portrait_diffusion.guidance.hpdm.ranks import average_gradients  # noqa: E4
 from portrait_diffusion.multiview import load_shards  # noqa: E402
 from portrait_diffusion.seeds import step_seed  # noqa: E402
 
+from guidance.rank_worker import averaged  # noqa: E402
+
 SIZE = 32
 CONFIG = {"batch": 4, "total_steps": 2, "warmup_steps": 1, "w_equivariance": 0.0}
 WORKER = """
@@ -40,15 +42,6 @@ def stage_of(folder) -> Kept:
     torch.manual_seed(0)
     model = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=SIZE)
     return Kept(model.train(), load_shards(folder, "cpu"), train.HPDMTrainConfig(**CONFIG))
-
-
-def averaged(rank: int, port: int, out: str) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
-    for parameter, value in zip(parameters[:2], (1.0, 5.0)):
-        parameter.grad = torch.full_like(parameter, value + 2 * rank)
-    average_gradients(parameters)
-    torch.save([parameter.grad for parameter in parameters], f"{out}/{rank}.pt")
 
 
 def test_gradients_are_averaged_over_ranks(tmp_path):

@@ -168,7 +168,7 @@ def test_the_model_of_so_far_is_written_beside_the_checkpoint(data, tmp_path):
     """It has the averaged weights of what is trained and the exact ones of what is not; writing it changes nothing."""
     def run(out, every):
         torch.manual_seed(0)
-        stage = train.DenoiserStage(tiny(), data, config(total_steps=3, ema_decay=0.9))
+        stage = train.DenoiserStage(tiny(), data, config(total_steps=2, ema_decay=0.9))
         return weights(train.run_stage(stage, out, 600.0, accelerator="cpu", progress=False, every=every))
 
     often, seldom = run(tmp_path / "often", 0.0), run(tmp_path / "seldom", 600.0)

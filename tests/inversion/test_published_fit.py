@@ -70,8 +70,14 @@ def test_chunks_change_nothing(priors):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def whole(priors):
+    """A fit that is not interrupted."""
+    return fit_of(priors["eg3d"], rays=1024).run()
+
+
 @pytest.mark.parametrize("stop", [3, 9])
-def test_resuming_is_exact(stop, priors, tmp_path):
+def test_resuming_is_exact(stop, priors, whole, tmp_path):
     class Stop(Exception):
         pass
 
@@ -83,7 +89,6 @@ def test_resuming_is_exact(stop, priors, tmp_path):
             raise Stop
 
     path = tmp_path / "fit.pt"
-    whole = fit_of(priors["eg3d"], rays=1024).run()
     with pytest.raises(Stop):
         fit_of(priors["eg3d"], checkpoint=path, on_step=stopping, rays=1024).run()
     again = fit_of(priors["eg3d"], checkpoint=path, rays=1024)
@@ -158,6 +163,7 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PublishedFit", fit)
     words = [f"system.published_fit.{key}={value}" for key, value in SETTINGS.items()]
     words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}", "data.matte=none"]
+    words += ["system.renderer.num_samples_per_ray=8", "system.renderer.num_importance_samples=8"]
     result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
     assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
     save_head(result, tmp_path / "out")

@@ -32,6 +32,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two shards of one subject each."""
+    return add_normals(write_shards(tmp_path_factory.mktemp("pair"), subjects=2, per_shard=1, size=SIZE))
+
+
+@pytest.fixture(scope="module")
 def prior(tmp_path_factory):
     return BundledPrior(*save_tiny_prior(tmp_path_factory.mktemp("prior")))
 
@@ -127,20 +133,20 @@ def test_fitted_drafts_have_the_geometry_of_others(folder, prior):
     assert torch.equal(plain.rgba[..., 3], fitted.rgba[..., 3])
 
 
-def test_a_second_call_makes_only_what_is_missing(folder, prior, tmp_path, monkeypatch):
+def test_a_second_call_makes_only_what_is_missing(pair, prior, tmp_path, monkeypatch):
     out = tmp_path / "drafts"
-    assert render_drafts(folder, out, 0.3, 1, prior, "cpu") == 2
+    assert render_drafts(pair, out, 0.3, 1, prior, "cpu") == 2
     once = [load_shards(path, "cpu") for path in sorted(out.glob("*.npz"))]
-    check_same_cameras(load_shards(folder, "cpu"), load_shards(out, "cpu"))
-    assert len(load_shards(out, "cpu")) == 3 and not list(out.glob(".partial*"))
+    check_same_cameras(load_shards(pair, "cpu"), load_shards(out, "cpu"))
+    assert len(load_shards(out, "cpu")) == 2 and not list(out.glob(".partial*"))
     assert json.loads((out / "manifest_drafts.json").read_text())["worsen"] == 0.3
     (out / "train_00000.npz").unlink()
-    assert render_drafts(folder, out, 0.3, 1, prior, "cpu") == 1
+    assert render_drafts(pair, out, 0.3, 1, prior, "cpu") == 1
     assert torch.equal(load_shards(out / "train_00000.npz", "cpu").rgba, once[0].rgba), "and makes it as it was"
     monkeypatch.setattr(drafts, "drafts_of", lambda *args: pytest.fail("nothing was missing"))
-    assert render_drafts(folder, out, 0.3, 1, prior, "cpu") == 0
+    assert render_drafts(pair, out, 0.3, 1, prior, "cpu") == 0
     with pytest.raises(UsageError, match="other data, weights or settings"):
-        render_drafts(folder, out, 0.2, 1, prior, "cpu")
+        render_drafts(pair, out, 0.2, 1, prior, "cpu")
 
 
 def test_drafts_of_other_data_are_refused(folder, prior, tmp_path):
@@ -160,9 +166,8 @@ def test_drafts_of_other_data_are_refused(folder, prior, tmp_path):
             drafts.main(["--data", str(folder), "--out", str(tmp_path / "o"), f"--{option}", "1.5"])
 
 
-def test_the_command_writes_shards(folder, tmp_path):
-    pair = [str(p) for p in save_tiny_prior(tmp_path)]
-    out = tmp_path / "drafts"
-    assert drafts.main(["--data", str(folder), "--out", str(out), "--prior", *pair, "--device", "cpu"]) == 0
+def test_the_command_writes_shards(pair, tmp_path):
+    prior, out = [str(p) for p in save_tiny_prior(tmp_path)], tmp_path / "drafts"
+    assert drafts.main(["--data", str(pair), "--out", str(out), "--prior", *prior, "--device", "cpu"]) == 0
     with np.load(out / "train_00001.npz") as shard:
         assert shard["rgba"].shape == (1, 4, SIZE, SIZE, 4) and shard["depth"].dtype == np.int16

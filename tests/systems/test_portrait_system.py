@@ -45,11 +45,28 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def head(data, model):
-    """State of a system after its initialization."""
-    system = make(model, {})
+def initialized(data, model):
+    """State of a system after its initialization, and the fit of the prior that it took over."""
+    system, fits = make(model, {}), []
+
+    def adopt(found):
+        fits.append(found)
+        PortraitSystem.adopt(system, found)
+
+    system.adopt = adopt
     fit(system, data, 0)
-    return {name: value.clone() for name, value in system.state_dict().items()}
+    (found,) = fits
+    return {name: value.clone() for name, value in system.state_dict().items()}, found
+
+
+@pytest.fixture(scope="module")
+def head(initialized):
+    return initialized[0]
+
+
+@pytest.fixture(scope="module")
+def fitted(initialized):
+    return initialized[1]
 
 
 def section(model, stages=STAGES, **changes) -> dict:
@@ -93,8 +110,9 @@ def test_the_stages_change_the_restoration_grid_where_the_photo_does_not_see(dat
     assert float(grid[(gate == 1).expand_as(grid)].abs().max()) > 0
 
 
-def test_without_preservation_everything_may_change(data, model):
+def test_without_preservation_everything_may_change(data, model, fitted):
     system = make(model, {"refine": {"steps": 1, "resolution": [16]}}, detail_preservation=False)
+    system.start_from(fitted)
     fit(system, data, 0)
     assert bool((system.geometry.restoration_gate == 1).all())
 
@@ -105,18 +123,19 @@ def test_the_gate_is_closed_in_front_and_open_behind(head):
     assert float(middle[0]) > 0.99 and float(middle[-1]) < 0.1, "0.1: at the nose the surface turns away"
 
 
-def test_less_is_kept_where_the_surface_turns_away(data, model, head, monkeypatch):
+def test_less_is_kept_where_the_surface_turns_away(data, model, fitted):
     """The later the gate fades, the more of the sides is open; what faces the camera stays closed."""
     gates = []
     for fade in ([0.15, 0.4], [0.5, 0.8]):
         system = make(model, {"refine": {"steps": 1, "resolution": [16]}}, preservation_facing=fade)
+        system.start_from(fitted)
         fit(system, data, 0)
         gates.append(system.geometry.restoration_gate)
     assert (gates[1] >= gates[0] - 1e-6).all() and float(gates[1].mean() - gates[0].mean()) > 0.005
     assert float(gates[1].min()) == 0
 
 
-def test_views_are_painted_from_the_head_before_its_colours_give_way(data, model, monkeypatch):
+def test_views_are_painted_from_the_head_before_its_colours_give_way(data, model, fitted, monkeypatch):
     """The first look is the initialization's with and without `restoration_blur`; the steps render the blurred one."""
     still = {"name": "Adam", "args": {"lr": 0.0}, "params": {"geometry.restoration": {}}}
     stages = {"restore": {"steps": 2, "resolution": [16], "painted": 2, "loss": {"lambda_painted": 1.0}}}
@@ -130,6 +149,7 @@ def test_views_are_painted_from_the_head_before_its_colours_give_way(data, model
     monkeypatch.setattr(PortraitSystem, "_paint", paint)
     for blur in (0.0, 2.0):
         system = make(model, stages, restoration_blur=blur, optimizer=still)
+        system.start_from(fitted)
         fit(system, data, 2)  # the first step shows the photo
         later = system._look(batch["rays_o"], batch["rays_d"])["comp_rgb"]
         assert (later - first[blur]).abs().max() < 1e-6 if blur == 0 else (later - first[blur]).abs().max() > 1e-3

@@ -1,16 +1,19 @@
 """The stages through the pipeline: what a run does, that it resumes, what an interruption leaves."""
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning"), pytest.importorskip("diffusers")
+from portrait_diffusion import pipeline as pipeline_module  # noqa: E402
 from portrait_diffusion import training  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 from portrait_diffusion.result import PortraitResult  # noqa: E402
+from priors.samples import save_tiny_prior  # noqa: E402
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
 STAGES = {
@@ -26,22 +29,37 @@ def model(tmp_path_factory):
     return str(save_hpdm(tiny, tmp_path_factory.mktemp("hpdm")))
 
 
-def pipeline(model, stages=STAGES, **changes) -> PortraitPipeline:
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """Section of a tiny random prior: what the stages do and keep does not depend on the head they start from."""
+    checkpoint, encoder = save_tiny_prior(tmp_path_factory.mktemp("prior"))
+    return {"checkpoint": str(checkpoint), "encoder": str(encoder)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photo_prepared_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_module, "prepare_photo", functools.cache(pipeline_module.prepare_photo))
+        yield
+
+
+def pipeline(model, prior, stages=STAGES, **changes) -> PortraitPipeline:
     inversion = {
         "latent_steps": 1, "latent_size": 32, "latent_samples": 6, "novel_views": 1, "novel_size": 16,
         "detail_steps": 1, "detail_size": 48, "detail_resolution": 48, "lambda_perceptual": 0.0,
     }  # fmt: skip
     system = {
-        "inversion": inversion, "stages": stages, "restoration_resolution": 8,
+        "prior": prior, "inversion": inversion, "stages": stages, "restoration_resolution": 8,
         "guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": model},
         "renderer": {"num_samples_per_ray": 8, "num_importance_samples": 8}, **changes,
     }  # fmt: skip
-    return PortraitPipeline.from_config({"name": "staged", "system": system})
+    data = {"size": 128, "matte": "none"}
+    return PortraitPipeline.from_config({"name": "staged", "data": data, "system": system})
 
 
-def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(model, tmp_path, monkeypatch):
+def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(model, prior, tmp_path, monkeypatch):
     seen = []
-    whole = pipeline(model).run(PHOTO, tmp_path / "whole", lambda *report: seen.append(report[:3]))
+    whole = pipeline(model, prior).run(PHOTO, tmp_path / "whole", lambda *report: seen.append(report[:3]))
     stages = [report for report in seen if report[0] in STAGES]
     assert stages == [("restore", 1, 2), ("restore", 2, 2), ("refine", 1, 3), ("refine", 2, 3), ("refine", 3, 3)]
     assert {"latent/rgb", "restore/rgb", "refine/guidance_loss_sds"} <= set(whole.curves)
@@ -53,10 +71,10 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline(model).run(PHOTO, tmp_path / "broken", stop)
+        pipeline(model, prior).run(PHOTO, tmp_path / "broken", stop)
     assert len(list((tmp_path / "broken" / "ckpts").glob("stages-*.ckpt"))) == 1, "the end of a stage is kept"
     again = []
-    second = pipeline(model).run(PHOTO, tmp_path / "broken", lambda *report: again.append(report[:3]))
+    second = pipeline(model, prior).run(PHOTO, tmp_path / "broken", lambda *report: again.append(report[:3]))
     assert [report for report in again if report[0] in STAGES] == stages[2:]
     assert torch.equal(second.geometry.restoration, grid)
 
@@ -68,45 +86,45 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
     assert torch.equal(loaded.geometry.forward_density(points), whole.geometry.forward_density(points))
 
 
-def test_stopping_in_a_stage_gives_the_head_so_far_and_goes_on_later(model, tmp_path):
+def test_stopping_in_a_stage_gives_the_head_so_far_and_goes_on_later(model, prior, tmp_path):
     from portrait_diffusion.interrupt import Stopped
 
     def stop(name, done, total, values):
         if (name, done) == ("refine", 2):
             raise Stopped
 
-    half = pipeline(model).run(PHOTO, tmp_path, stop)
+    half = pipeline(model, prior).run(PHOTO, tmp_path, stop)
     assert half.stopped and float(half.geometry.restoration.detach().abs().max()) > 0
     seen = []
-    whole = pipeline(model).run(PHOTO, tmp_path, lambda *report: seen.append(report[:3]))
+    whole = pipeline(model, prior).run(PHOTO, tmp_path, lambda *report: seen.append(report[:3]))
     assert [report for report in seen if report[0] in STAGES] == [("refine", 3, 3)] and not whole.stopped
-    unbroken = pipeline(model).run(PHOTO)
+    unbroken = pipeline(model, prior).run(PHOTO)
     assert torch.equal(whole.geometry.restoration, unbroken.geometry.restoration)
 
 
-def test_other_stages_keep_the_initialization(model, tmp_path, monkeypatch):
-    pipeline(model, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
+def test_other_stages_keep_the_initialization(model, prior, tmp_path, monkeypatch):
+    pipeline(model, prior, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
     (first,) = (tmp_path / "ckpts").glob("inversion-*.pt")
     changed = first.stat().st_mtime_ns
-    pipeline(model, {"restore": STAGES["restore"] | {"steps": 1}}).run(PHOTO, tmp_path)
+    pipeline(model, prior, {"restore": STAGES["restore"] | {"steps": 1}}).run(PHOTO, tmp_path)
     assert [p.stat().st_mtime_ns for p in (tmp_path / "ckpts").glob("inversion-*.pt")] == [changed]
     assert len(list((tmp_path / "ckpts").glob("stages-*.ckpt"))) == 2
     monkeypatch.setattr(training, "PortraitSystem", lambda *args, **kwargs: pytest.fail("nothing to train"))
-    plain = pipeline(model, {}).run(PHOTO, tmp_path)
+    plain = pipeline(model, prior, {}).run(PHOTO, tmp_path)
     assert plain.geometry.restoration is None
 
 
-def test_a_run_with_a_perceptual_loss_is_taken_up_again(model, tmp_path):
+def test_a_run_with_a_perceptual_loss_is_taken_up_again(model, prior, tmp_path):
     pytest.importorskip("stlpips_pytorch")
     stages = {"refine": {"steps": 2, "resolution": [32], "loss": {"lambda_rgb": 1.0, "lambda_perceptual": 1.0}}}
-    first = pipeline(model, stages).run(PHOTO, tmp_path)
-    second = pipeline(model, stages).run(PHOTO, tmp_path)
+    first = pipeline(model, prior, stages).run(PHOTO, tmp_path)
+    second = pipeline(model, prior, stages).run(PHOTO, tmp_path)
     assert torch.equal(first.geometry.restoration, second.geometry.restoration)
     assert second.denoiser_rows == first.denoiser_rows > 0, "what was counted before counts"
 
 
-def test_wrong_stages_stop_before_any_work(model):
+def test_wrong_stages_stop_before_any_work(model, prior):
     with pytest.raises(UsageError, match="system.stages has no stage 'polish'"):
-        pipeline(model, {"polish": {"steps": 1}})
+        pipeline(model, prior, {"polish": {"steps": 1}})
     with pytest.raises(UsageError, match="guidance.*nearest valid name|unknown key"):
-        pipeline(model, guidance={"explicit_scal": 1.0})
+        pipeline(model, prior, guidance={"explicit_scal": 1.0})
