@@ -1,4 +1,5 @@
 """Training of the prior on a CPU: batches, steps, resuming, schedule, evaluation."""
+import copy
 import functools
 import io
 import itertools
@@ -71,6 +72,22 @@ def test_two_steps_without_and_with_the_adversary_are_finite(data):
                  "critic", "ema"):  # fmt: skip
         assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part)), part
     assert run.step == 2
+
+
+def test_training_without_an_adversary_leaves_mapping_network_and_judges_alone(data):
+    silent = {"w_adversarial": 0.0, "w_sampled": 0.0, "w_latent": 0.0}
+    with pytest.raises(UsageError, match="sampled must be at least 1 where there is an adversary, got 0"):
+        trainer(data, sampled=0)
+    run = trainer(data, sampled=0, **silent)
+    run.seconds = 60.0
+    still = [run.generator.mapping, run.discriminator, run.critic]
+    before = [copy.deepcopy(module.state_dict()) for module in still]
+    losses = run.train_step()
+    assert {"rgb", "alpha"} <= set(losses) and not {"adversarial", "sampled", "latent", "d"} & set(losses)
+    assert all(torch.isfinite(v).all() for module in (run.generator, run.encoder) for v in module.state_dict().values())
+    for module, state in zip(still, before, strict=True):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, state[name]), name
 
 
 def test_the_average_follows_the_networks(data):

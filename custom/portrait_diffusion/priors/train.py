@@ -83,6 +83,18 @@ class TrainConfig:
     """Replay the step as CUDA graphs (about twice as fast); without effect on a CPU."""
     seed: int = 0
 
+    def __post_init__(self):
+        if self.sampled < 0 or (self.judges and self.sampled < 1):
+            raise UsageError(
+                f"sampled must be at least 1 where there is an adversary, got {self.sampled}; "
+                "w_adversarial 0, w_sampled 0 and w_latent 0 train without one."
+            )
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is an adversary."""
+        return max(self.w_adversarial, self.w_sampled, self.w_latent) > 0
+
 
 def cosine_tail(share: float, decay_from: float) -> float:
     """1 up to the share `decay_from` of a budget, then a cosine to 0.05 at its end."""
@@ -264,11 +276,12 @@ class Trainer:
         c = self.config
         adversarial = self.learning_rates()
         self.adversarial.fill_(adversarial)
-        judged = self.seconds / c.total_seconds > c.adversarial_from - 0.05
+        judged = c.judges and self.seconds / c.total_seconds > c.adversarial_from - 0.05
         losses = self.make_judged() if judged else self.make_plain()
         nn.utils.clip_grad_norm_([p for g in self.opt_g.param_groups for p in g["params"]], 1.0)
         self.opt_g.step()
-        self.generator.mapping.track(self.made["w"] if adversarial > 0 else self.made["ws"].mean(dim=1))
+        if c.judges:  # else the mapping network stays as it is
+            self.generator.mapping.track(self.made["w"] if adversarial > 0 else self.made["ws"].mean(dim=1))
         if judged:
             losses = losses | (self.judge_r1() if self.step % c.r1_every == 0 else self.judge_plain())
             self.opt_d.step()
