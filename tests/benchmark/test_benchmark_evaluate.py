@@ -7,6 +7,7 @@ import torch
 import yaml
 from portrait_diffusion import cli
 from portrait_diffusion.benchmark import evaluate
+from portrait_diffusion.benchmark.records import Item, write_record
 from portrait_diffusion.errors import UsageError
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
@@ -41,6 +42,26 @@ def test_the_command_line_makes_a_plan(tmp_path):
 def test_the_recorded_command_names_no_folders_outside():
     told = evaluate.command_of(["/data/out", "--set", "/data/set", "--jobs", "2"])
     assert told == "python launch_portrait.py evaluate out --set set --jobs 2"
+
+
+def test_records_of_other_machines_are_summarised_without_a_run(tmp_path, monkeypatch):
+    """Two records copied into a folder: numbers and tables of just these, and nothing is started."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(evaluate, "run", lambda plan: pytest.fail("nothing is to be run"))
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, psnr in (("a", 30.0), ("b", 34.0), ("c", None)):
+        (photos / f"{name}.png").write_bytes(PHOTO.read_bytes())
+        if psnr is not None:
+            record = {"status": "ok", "seconds": 1.0, "denoiser_rows": 0, "metrics": {"photo_psnr_db": psnr}}
+            record |= {"reasons": {}, "commit": "x", "device": "y"}
+            write_record(out, Item("photos", f"{name}.png"), "init", 0, record)
+    command = ["evaluate", str(out), "--photos", str(photos), "--rungs", "init", "restoration", "--seeds", "0"]
+    assert cli.main([*command, "--collect"]) == 0
+    found = json.loads((out / "ladder.json").read_text())["data"]["photos"]
+    assert list(found["rungs"]) == ["init"] and found["items"] == 2
+    assert found["rungs"]["init"]["numbers"]["photo_psnr_db"][1] == 32.0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 2 and (out / "tables.md").is_file()
 
 
 @pytest.mark.slow

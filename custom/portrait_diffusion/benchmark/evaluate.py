@@ -16,7 +16,7 @@ from .ladder import LADDER, make_rungs, read_ladder
 from .measure import Scope
 from .plots import write_plots
 from .records import Item, versions
-from .runner import Plan, items_of, run, view_size
+from .runner import Plan, collect, items_of, run, view_size
 from .summary import frechet, summarise
 from .tables import page
 from .truth import GROUPS, set_hash
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--arcface", default="", help="ArcFace recogniser (.onnx, 112 pixels): adds ID")
     p.add_argument("--size", type=int, help="side of the compared pictures without a set (default 128)")
     p.add_argument("--jobs", type=int, default=1, help="items at a time, sharing the cores (default 1)")
+    p.add_argument("--collect", action="store_true", help="run nothing, only summarise the records that are there")
     p.add_argument("--device", default="", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     return p
 
@@ -110,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     host.set_device(args.device or None)
     plan, told = make_plan(args)
-    records = run(plan)
+    records = collect(plan) if args.collect else run(plan)
     for name, reason in plan.not_run.items():
         _log.info("not run: %s: %s", name, reason)
     summary = summary_of(plan, records, told, command_of(argv))
