@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from measuring import circumstances  # noqa: E402
+from measuring import circumstances, median_ms  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.inversion.camera import PhotoCamera  # noqa: E402
 from portrait_diffusion.inversion.published import PublishedFit  # noqa: E402
@@ -74,12 +74,9 @@ def image_seconds(prior: PublishedPrior, repeats: int) -> float:
     """Median seconds from a latent code to the published picture: planes, render at 128², super-resolution."""
     device = next(prior.parameters()).device
     z = torch.randn(1, prior.generator.sizes.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
-    times = []
-    for _ in range(repeats + 1):
-        start = now(device)
-        generate(prior.generator, z, prior.condition(), prior.condition()[:, :25], size=128)
-        times.append(now(device) - start)
-    return statistics.median(times[1:])
+    condition = prior.condition()
+    label = condition[:, :25]
+    return median_ms(lambda: generate(prior.generator, z, condition, label, size=128), device, repeats, 1) / 1000
 
 
 def peak_gb(device: torch.device) -> float:

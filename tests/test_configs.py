@@ -1,5 +1,4 @@
 """Every configuration that ships is small, valid and complete, those made from another are current, and all train."""
-import functools
 import math
 import runpy
 from pathlib import Path
@@ -8,11 +7,11 @@ import pytest
 import torch
 import yaml
 from portrait_diffusion import host
-from portrait_diffusion import pipeline as pipeline_module
 from portrait_diffusion.pipeline import PortraitPipeline
 from portrait_diffusion.settings import load_pipeline_config
 from portrait_diffusion.systems.stages import Schedule
 
+pytestmark = pytest.mark.usefixtures("photo_prepared_once")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 SMALL = [
@@ -46,13 +45,6 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     tiny = build_mini((16, 16, 32), vae_channels=8, token_dim=16, head_dim=8, image_size=32)
     return str(save_hpdm(tiny, tmp_path_factory.mktemp("hpdm")))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def photo_prepared_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_module, "prepare_photo", functools.cache(pipeline_module.prepare_photo))
-        yield
 
 
 def test_there_are_configurations():

@@ -59,17 +59,8 @@ def test_a_single_process_keeps_its_gradients():
     assert parameter.grad.tolist() == [1.0, 2.0]
 
 
-@pytest.fixture
-def one_thread():
-    """As many as each rank has: sums in another order differ by more than what is allowed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-def test_two_ranks_make_the_steps_of_their_mean_gradient(tmp_path, one_thread):
+def test_two_ranks_make_the_steps_of_their_mean_gradient(tmp_path, one_thread):  # each rank has one
     folder = add_normals(write_shards(tmp_path / "balls", subjects=4, per_shard=2, size=SIZE))
     script, out = tmp_path / "worker.py", tmp_path / "out"
     script.write_text(WORKER)

@@ -154,14 +154,6 @@ def test_two_steps_from_the_command_line_then_resume(tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_resumed_run_equals_an_uninterrupted_one(one_thread):
     config = MatteTrainConfig(steps=4, batch_size=2, size=64)
     straight = MatteTrainer(cutouts(4), config)

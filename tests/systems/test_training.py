@@ -1,12 +1,10 @@
 """The stages through the pipeline: what a run does, that it resumes, what an interruption leaves."""
-import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning"), pytest.importorskip("diffusers")
-from portrait_diffusion import pipeline as pipeline_module  # noqa: E402
 from portrait_diffusion import training  # noqa: E402
 from portrait_diffusion.errors import UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
@@ -15,6 +13,7 @@ from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 from portrait_diffusion.result import PortraitResult  # noqa: E402
 from priors.samples import save_tiny_prior  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("photo_prepared_once")
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
 STAGES = {
     "restore": {"steps": 2, "resolution": [16], "loss": {"lambda_rgb": 1.0}},
@@ -34,13 +33,6 @@ def prior(tmp_path_factory):
     """Section of a tiny random prior: what the stages do and keep does not depend on the head they start from."""
     checkpoint, encoder = save_tiny_prior(tmp_path_factory.mktemp("prior"))
     return {"checkpoint": str(checkpoint), "encoder": str(encoder)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def photo_prepared_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_module, "prepare_photo", functools.cache(pipeline_module.prepare_photo))
-        yield
 
 
 def pipeline(model, prior, stages=STAGES, **changes) -> PortraitPipeline:
