@@ -10,6 +10,7 @@ from portrait_diffusion.priors.augment import (
     affine_jitter,
     colour_jitter,
     degrade,
+    disguise,
     surface_texture,
     turn_hue,
     unknown_border,
@@ -127,6 +128,29 @@ def test_affine_jitter_moves_little_and_repeats():
     still = affine_jitter(images, generator(), 0.0, 0.0)  # rotation about the centre is left
     turned = (still - images)[:, :, inner, inner].abs()
     assert float(turned.max()) <= 0.0101
+
+
+def test_disguise_changes_by_its_amount_and_never_the_matte():
+    size = 64
+    alpha = torch.rand(4, 1, size, size, generator=generator(3))
+    rgb = alpha * torch.rand(4, 3, size, size, generator=generator(4))
+    amount = torch.tensor([0.0, 0.3, 1.0, 1.0])
+    first, again = (disguise(rgb, alpha, amount, generator(1)) for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first[0], rgb[0], rtol=0, atol=1e-6)
+    assert (first >= 0).all() and (first <= alpha).all()
+    change = (first - rgb).abs().mean(dim=(1, 2, 3))
+    assert change[0] < 1e-6 < 0.01 < change[2:].mean()
+
+
+def test_disguised_blur_keeps_what_is_flat():
+    """The shares of the blurred copies sum to one, whatever the level: grey stays grey but for shading and texture."""
+    size, n = 32, 200
+    alpha = torch.ones(n, 1, size, size)
+    grey = torch.full((n, 3, size, size), 0.4)
+    out = disguise(grey, alpha, torch.ones(n), generator(2))
+    assert (out.mean(dim=1, keepdim=True) - out).abs().mean() < 0.04  # shading is faintly coloured, noise too
+    assert abs(float(out.mean()) - 0.4) < 0.03
 
 
 def test_degrade_ranges_determinism_and_empty_pictures():

@@ -329,6 +329,14 @@ def test_texture_changes_hair_alone_and_the_same_place_alike(data):
     assert all(bool(torch.isfinite(v)) for v in run.train_step().values())
 
 
+def test_a_disguise_changes_inputs_and_no_targets(data):
+    plain, disguised = (trainer(data, disguised=share).draw() for share in (0.0, 1.0))
+    assert (plain["x"] - disguised["x"]).abs().mean() > 1e-3
+    assert torch.equal(plain["x"][:, 3:], disguised["x"][:, 3:])  # alpha, what is known, pose
+    assert all(torch.equal(plain[name], disguised[name]) for name in plain if name != "x")
+    assert all(bool(torch.isfinite(v)) for v in trainer(data, disguised=1.0).train_step().values())
+
+
 def test_texture_needs_depth_and_labels(data):
     with pytest.raises(UsageError, match="--extras depth label"):
         trainer(data, textured=0.5)

@@ -117,6 +117,39 @@ def degrade(premultiplied: Tensor, alpha: Tensor, generator: torch.Generator) ->
     return rgb.clamp(0, 1), eaten
 
 
+def disguise(premultiplied: Tensor, alpha: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """Colours as another camera, light and other hair would give them, for inputs whose targets stay as they are.
+
+    Texture like strands (`surface_texture` on the picture's plane), smooth shading, blur (a mean of the picture and
+    its box blurs of 3, 5 and 7 pixels, each twice) and noise. A model that is trained on them has to answer what it
+    does not know with what it knows.
+
+    Args: premultiplied (B, 3, S, S), alpha (B, 1, S, S), in [0, 1]; amount (B,) in [0, 1], 0 changes nothing.
+    Returns: (B, 3, S, S) in [0, alpha].
+    """
+    b, _, size, _ = premultiplied.shape
+    device, a = premultiplied.device, amount.view(b, 1, 1, 1)
+    along = (torch.arange(size, device=device) + 0.5) / size - 0.5  # about the head's size in scene units
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    points = torch.stack([x, torch.zeros_like(x), -y], dim=-1).expand(b, size, size, 3)
+    strands = 0.35 * uniform((b, 1, 1), 0.0, 1.0, generator, device) * surface_texture(points, generator)
+    shading = 0.2 * torch.randn((b, 1, 4, 4), generator=generator, device=device)
+    shading = shading + 0.06 * torch.randn((b, 3, 4, 4), generator=generator, device=device)
+    shading = F.interpolate(shading, size=(size, size), mode="bicubic", align_corners=False)
+    rgb = premultiplied * torch.exp(a * (strands[:, None] + shading))
+    level = 4.0 * uniform((b, 1, 1, 1), -1.0, 1.0, generator, device).clamp(min=0.0) * a  # half of them are not blurred
+    blurred = (1 - level).clamp(min=0.0) * rgb
+    for k, side in enumerate((3, 5, 7), start=1):
+        soft = rgb
+        for _ in range(2):
+            soft = F.avg_pool2d(F.pad(soft, (side // 2,) * 4, mode="replicate"), side, stride=1)
+        share = (1 - (level - k).abs()).clamp(min=0.0) if k < 3 else (level - 2).clamp(0.0, 1.0)
+        blurred = blurred + share * soft
+    sigma = 0.06 * a * uniform((b, 1, 1, 1), 0.0, 1.0, generator, device)
+    noisy = blurred + sigma * alpha * torch.randn(rgb.shape, generator=generator, device=device)
+    return noisy.clamp(min=0.0).minimum(alpha)
+
+
 def unknown_border(b: int, size: int, generator: torch.Generator, device, probability: float = 0.4) -> Tensor:
     """Mask (B, 1, S, S), 1 where the photograph is: sometimes it ends inside the canonical crop.
 

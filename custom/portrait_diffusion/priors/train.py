@@ -27,7 +27,7 @@ from ..ops.cameras import get_rays
 from ..synthetic.parts import LABELS
 from .alignment import encoder_input
 from .assess import encode_all, evaluate, reconstruction_sheet, sample_sheet
-from .augment import affine_jitter, colour_jitter, degrade, surface_texture, unknown_border
+from .augment import affine_jitter, colour_jitter, degrade, disguise, surface_texture, unknown_border
 from .graphs import GraphedBackward
 from .networks import Discriminator, Encoder, Generator, LatentCritic, PriorSpec
 from .patches import PATCH, camera_condition, mirror_view, over_white, patch_rays
@@ -75,6 +75,8 @@ class TrainConfig:
     Hair of photos has far more detail than that of our assets, and details that a prior has not learnt to leave where
     they were seen it smears over the sides.
     """
+    disguised: float = 0.0
+    """Share of subjects whose input gets other texture, shading, blur and noise that the targets do not follow."""
     ema_halflife_steps: float = 1000.0
     decay_from: float = 0.6
     """Share of the budget after which learning rates fall (cosine) to a twentieth."""
@@ -177,13 +179,14 @@ class Trainer:
         jittered = affine_jitter(torch.cat([colour, alpha, valid], dim=1), self.rng)
         noise = 4.0 * torch.randn((2, b), generator=self.rng, device=d.device)
         azimuth = torch.where(flip, -d.azimuth[n, source], d.azimuth[n, source])
-        x = encoder_input(
-            jittered[:, :3], jittered[:, 3:4], jittered[:, 4:5],
-            azimuth + noise[0], d.elevation[n, source] + noise[1], self.spec.encoder_input,
-        )  # fmt: skip
         target = chosen[:, 1:].reshape(-1)
         subject, flipped = (v[:, None].expand(-1, 2).reshape(-1) for v in (n, flip))
-        return {"x": x, **self.patches(images[:, 1:].reshape(2 * b, 4, d.size, d.size), subject, target, flipped)}
+        patches = self.patches(images[:, 1:].reshape(2 * b, 4, d.size, d.size), subject, target, flipped)
+        colour, alpha, valid = jittered[:, :3], jittered[:, 3:4], jittered[:, 4:5]
+        if c.disguised > 0:
+            colour = disguise(colour, alpha, self.rand(b) * (self.rand(b) < c.disguised), self.rng)
+        pose = azimuth + noise[0], d.elevation[n, source] + noise[1]
+        return {"x": encoder_input(colour, alpha, valid, *pose, self.spec.encoder_input), **patches}
 
     def texture(self, n: Tensor, views: Tensor) -> Tensor:
         """Factors (B, V, S, S, 1) on the colours of subjects n (B,) in views (B, V): a texture on hair, 1 elsewhere."""

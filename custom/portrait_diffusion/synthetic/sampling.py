@@ -48,6 +48,9 @@ HAIR_ODDS = {  # relative odds (male, female) of each style; "buzz" and "bald" a
     "buzz": (1.3, 0.06),
     "bald": (0.6, 0.02),
 }
+TIED_LESS = {"ponytail01": (0.15, 0.6), "braid01": (1.0, 0.6)}
+"""Factors on the odds (male, female) of hair that a frontal photo hardly shows, in training: a model that often sees it
+answers half a ponytail to any tight hair."""
 SHORT = ("short01", "short02", "short04", "afro01", "buzz")  # styles for which cropped hair may stand
 OPEN_EYES = {"-eye-scale-incr": 0.15, "-eye-height1-incr": 0.2, "-eye-height2-incr": 0.3, "-eye-height3-incr": 0.2}
 
@@ -66,7 +69,7 @@ def sample_subject(seed: int, split: str, index: int, basis: HeadBasis, assets: 
     skin, origin = _skin(rng, assets.names("skins", split), female, old)
     age = rng.uniform(0.72, 0.98) if old else rng.uniform(0.55, 0.74)
     tone, skin_srgb = _skin_colour(rng, origin)
-    hair_name, grey = _hair(rng, assets.names("hair", split), female, age)
+    hair_name, grey = _hair(rng, assets.names("hair", split), female, age, split)
     variety, cropped = _variety(more, split, female)
     hair_name = "buzz" if cropped and hair_name in SHORT else hair_name
     odds = DARK_HAIR_ODDS if origin != "caucasian" else LIGHT_HAIR_ODDS
@@ -206,9 +209,11 @@ def _expression(rng) -> dict:
     return values
 
 
-def _hair(rng, names: list[str], female: bool, age: float) -> tuple[str, float]:
+def _hair(rng, names: list[str], female: bool, age: float, split: str) -> tuple[str, float]:
     options = [*names, "buzz", "bald"]
     odds = np.array([HAIR_ODDS.get(name, (1.0, 1.0))[int(female)] for name in options])
+    if split == "train":
+        odds *= [TIED_LESS.get(name, (1.0, 1.0))[int(female)] for name in options]
     if female and odds[:-2].sum() > 0:
         odds[-2:] *= 0.5
     name = options[int(rng.choice(len(options), p=odds / odds.sum()))]
