@@ -10,7 +10,7 @@ from portrait_diffusion.errors import PortraitError, UsageError
 from portrait_diffusion.export.bake import BakeConfig, bake, dilate, seen_depths, vertex_colours
 from portrait_diffusion.export.fields import FieldFns, FieldSampler
 from portrait_diffusion.export.glb import check_glb, read_glb, to_gltf, write_glb
-from portrait_diffusion.export.mesh import MeshConfig, extract_mesh
+from portrait_diffusion.export.mesh import FLOOR, MeshConfig, extract_mesh
 from portrait_diffusion.export.mesh_render import mesh_render_fn, sample_texture
 from portrait_diffusion.export.ply import write_ply
 from portrait_diffusion.export.raster import Fragments, nearest_fragment, rasterise
@@ -170,7 +170,7 @@ def test_glb_opens_again_with_texture_in_metres_and_the_right_way_round(tmp_path
     assert nose == pytest.approx([0.0, 0.0, 0.21 * METRES_PER_UNIT], abs=0.006)  # the face looks along +z
     top = back.vertices[back.vertices[:, 1].argmax()]
     assert top[1] == pytest.approx(0.23 * METRES_PER_UNIT, abs=0.003)  # y is up
-    assert back.vertices[:, 1].min() == pytest.approx(-0.36 * METRES_PER_UNIT, abs=1e-3)
+    assert back.vertices[:, 1].min() == pytest.approx(FLOOR * METRES_PER_UNIT, abs=1e-3)  # photos end there
     assert back.volume > 0
 
     def colour_near(point):

@@ -5,7 +5,7 @@ import torch
 import trimesh
 from portrait_diffusion.errors import PortraitError, UsageError
 from portrait_diffusion.export.fields import FieldFns, FieldSampler
-from portrait_diffusion.export.mesh import DensityGrid, MeshConfig, choose_iso_level, extract_mesh
+from portrait_diffusion.export.mesh import FLOOR, DensityGrid, MeshConfig, choose_iso_level, extract_mesh
 from portrait_diffusion.export.mesh_clean import mesh_health, remove_folds, simplify, smooth_taubin, split_pinches
 from portrait_diffusion.ops.cameras import BOX_RADIUS
 
@@ -41,7 +41,7 @@ def test_refinement_moves_vertices_onto_the_level_set():
     assert errors[0] > 5 * errors[1]
 
 
-def test_density_is_asked_for_inside_the_cylinder_only():
+def test_density_is_asked_for_inside_the_walls_only():
     seen = []
 
     def density(points):
@@ -50,7 +50,8 @@ def test_density_is_asked_for_inside_the_cylinder_only():
 
     result = extract(FieldFns(density, position_colour), refine_steps=0)
     assert max(s[2] for s in seen) < BOX_RADIUS and max(s[3] for s in seen) < BOX_RADIUS
-    assert result.density_points == pytest.approx(np.pi / 4 * RESOLUTION**3, rel=0.01)
+    share = (BOX_RADIUS - FLOOR) / (2 * BOX_RADIUS)
+    assert result.density_points == pytest.approx(share * np.pi / 4 * RESOLUTION**3, rel=0.01)
 
 
 def grid_of(profile):
@@ -131,8 +132,8 @@ def test_a_head_that_is_hollow_and_open_below_is_filled():
         lid = torch.maximum(p[..., :2].norm(dim=-1) - 0.24, (p[..., 2] - 0.2).abs() - 0.04)
         return torch.minimum(wall, lid)
 
-    solid = np.pi * 0.24**2 * (0.24 + BOX_RADIUS)
-    hollow = solid - np.pi * 0.16**2 * (0.16 + BOX_RADIUS)
+    solid = np.pi * 0.24**2 * (0.24 - FLOOR)
+    hollow = solid - np.pi * 0.16**2 * (0.16 - FLOOR)
     filled = extract(body(tube))
     assert filled.health.volume == pytest.approx(solid, rel=0.03) and filled.filled_cells > 1000
     assert extract(body(tube), fill_interior=False).health.volume == pytest.approx(hollow, rel=0.06)
@@ -141,9 +142,9 @@ def test_a_head_that_is_hollow_and_open_below_is_filled():
 
 def test_matter_everywhere_becomes_the_cylinder():
     mesh = extract(FieldFns(lambda p: torch.full_like(p[:, :1], PLATEAU), position_colour))
-    assert mesh.health.volume == pytest.approx(np.pi * BOX_RADIUS**2 * 2 * BOX_RADIUS, rel=0.01)
+    assert mesh.health.volume == pytest.approx(np.pi * BOX_RADIUS**2 * (BOX_RADIUS - FLOOR), rel=0.01)
     assert mesh.health.watertight
-    assert np.allclose(mesh.mesh.bounds, [[-BOX_RADIUS] * 3, [BOX_RADIUS] * 3], atol=1e-3)
+    assert np.allclose(mesh.mesh.bounds, [[-BOX_RADIUS, -BOX_RADIUS, FLOOR], [BOX_RADIUS] * 3], atol=1e-3)
 
 
 def test_the_bottom_is_a_flat_cap_or_open():
@@ -151,11 +152,11 @@ def test_the_bottom_is_a_flat_cap_or_open():
     assert closed.health.watertight
     spacing = 2 * BOX_RADIUS / RESOLUTION
     x, y, z = closed.mesh.vertices.T
-    below = (z < -BOX_RADIUS + 0.4 * spacing) & (np.hypot(x, y) < BOX_RADIUS - 2 * spacing)  # away from the rim
-    assert below.sum() > 50 and np.allclose(z[below], -BOX_RADIUS, atol=1e-6)
+    below = (z < FLOOR + 0.4 * spacing) & (np.hypot(x, y) < BOX_RADIUS - 2 * spacing)  # away from the rim
+    assert below.sum() > 50 and np.allclose(z[below], FLOOR, atol=1e-6)
     opened = extract(head_field(), close_bottom=False)
     assert not opened.health.watertight and opened.health.boundary_edges > 20
-    cap = closed.mesh.area_faces[(np.abs(closed.mesh.triangles[..., 2] + BOX_RADIUS) < 1e-6).all(1)].sum()
+    cap = closed.mesh.area_faces[(np.abs(closed.mesh.triangles[..., 2] - FLOOR) < 1e-6).all(1)].sum()
     assert cap > 0.1 and opened.health.area == pytest.approx(closed.health.area - cap, rel=1e-3)
     assert opened.health.non_manifold_edges == 0
 

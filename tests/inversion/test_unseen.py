@@ -85,4 +85,16 @@ def test_texture_is_kept_and_values_stay_in_range():
 
 def test_a_guess_that_is_right_but_for_the_light_stays():
     rgb, opacity, points = view(-0.2)
-    assert torch.equal(recoloured(rgb, opacity, points, HAIR, HAIR + 0.04), rgb)
+    torch.testing.assert_close(recoloured(rgb, opacity, points, HAIR, HAIR + 0.04), rgb, rtol=0, atol=1e-6)
+
+
+def test_strong_tints_in_hair_go_and_faint_ones_stay():
+    """One colour, with red stripes of zero mean brightness: at 0.1 most of the red goes, at 0.003 hardly any."""
+    rgb, opacity, points = view(-0.2)
+    red = torch.tensor([1.0, -0.5, -0.5]) * torch.cos(torch.arange(24.0) * 1.5)[None, :, None]
+    for size, low, high in ((0.1, 0.0, 0.35), (0.003, 0.8, 1.0)):
+        striped = rgb + size * red
+        got = recoloured(striped, opacity, points, HAIR, HAIR)
+        kept = (got - got.mean((0, 1))).norm() / (striped - striped.mean((0, 1))).norm()
+        assert low <= float(kept) <= high, size
+        torch.testing.assert_close(got.mean(-1), striped.mean(-1), rtol=0, atol=1e-5)  # brightness stays

@@ -1,5 +1,6 @@
 """Density field to triangle mesh: sample a grid, choose the iso level from the data, marching cubes, refine, clean."""
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +9,15 @@ from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from ..errors import PortraitError, UsageError
-from ..ops.cameras import BOX_RADIUS
+from ..ops.canonical import BOX_RADIUS, CANONICAL_DISTANCE, CANONICAL_FOVY_DEG
 from .fields import FieldSampler
 from .mesh_clean import MeshHealth, keep_large_components, mesh_health, simplify, smooth_taubin
 
 logger = logging.getLogger("portrait_diffusion")
 
 LN2 = float(np.log(2.0))
+FLOOR = -CANONICAL_DISTANCE * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
+"""Height of the mesh's lower end, scene units: below it no portrait shows anything, and matter there is a guess."""
 
 
 @dataclass
@@ -52,7 +55,7 @@ class DensityGrid:
     """Density at cell centres of the box plus one empty layer around it.
 
     sigma: (M,M,M) per unit length, axes world x, y, z; M = resolution + 2.
-    cut: (M,M,M) signed distance to the wall of box and upright cylinder, > 0 inside.
+    cut: (M,M,M) signed distance to the walls (`wall_distance`), > 0 inside.
     spacing: cell size in units.  origin: world coordinate of index 0 on every axis.
     """
 
@@ -81,9 +84,9 @@ class ExtractedMesh:
 
 
 def wall_distance(points: np.ndarray) -> np.ndarray:
-    """Signed distance (up to corners) of world points (...,3) to the wall of box and cylinder, > 0 inside."""
-    radius = np.hypot(points[..., 0], points[..., 1])
-    return BOX_RADIUS - np.maximum(radius, np.abs(points[..., 2]))
+    """Signed distance (up to corners) of world points (...,3) to cylinder, top and floor, > 0 inside."""
+    radius, height = np.hypot(points[..., 0], points[..., 1]), points[..., 2]
+    return np.minimum(BOX_RADIUS - np.maximum(radius, height), height - FLOOR)
 
 
 def sample_density_grid(sampler: FieldSampler, resolution: int) -> DensityGrid:
@@ -132,7 +135,7 @@ def choose_iso_level(grid: DensityGrid) -> float:
 
 
 def hidden_cells(grid: DensityGrid, iso_level: float) -> np.ndarray:
-    """Empty cells that cannot be reached from above the head through empty cells inside box and cylinder, (M,M,M)."""
+    """Empty cells that cannot be reached from above the head through empty cells inside the walls, (M,M,M)."""
     inside = grid.cut > 0
     empty = inside & (grid.sigma < iso_level)
     labels, _ = ndimage.label(empty)
@@ -210,7 +213,7 @@ def extract_mesh(sampler: FieldSampler, config: MeshConfig) -> ExtractedMesh:
         mesh.invert()
     mesh, removed = keep_large_components(mesh, config.min_component_fraction)
     if not config.close_bottom:
-        on_cut = np.abs(mesh.vertices[:, 2] + BOX_RADIUS) < 1e-3 * grid.spacing
+        on_cut = np.abs(mesh.vertices[:, 2] - FLOOR) < 1e-3 * grid.spacing
         mesh.update_faces(~on_cut[mesh.faces].all(axis=1))
         mesh.remove_unreferenced_vertices()
     if config.smooth_iterations:

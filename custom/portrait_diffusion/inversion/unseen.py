@@ -26,6 +26,8 @@ DIFFERENT = (0.08, 0.25)
 """Distance of the wanted colour from the guess below which nothing changes, and above which it is taken in full."""
 CONTRAST = (0.5, 1.5)
 """Limits of the change of contrast that goes with the change of brightness."""
+TINT = 0.015
+"""Deviations this large (Euclidean) from one hue of hair still count as its own; half-width of a Gaussian."""
 REAR = (-0.04, 0.08)
 """Head-frame z below which a point counts as unseen and above which as seen by the photo, scene units."""
 LOW = (-0.2, -0.12)
@@ -74,10 +76,12 @@ def upper_colour(rgb: Tensor, opacity: Tensor) -> Tensor | None:
 def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wanted: Tensor) -> Tensor:
     """A view whose guessed hair, behind the face and over the shoulders, is moved to the wanted colour, texture kept.
 
-    Where the share h of hair is 1 the straight colour c becomes wanted + k (c - guessed): the contrast k is the ratio
-    of both brightnesses, limited to `CONTRAST`. The share is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times smooth falls
-    over `REAR` and `LOW`, and times a rise of |wanted - guessed| over `DIFFERENT`: colours nearer than that differ by
-    the light alone, and the guess is the better one.
+    Where the share h of hair is 1 the straight colour c becomes w + k (c - guessed), w = guessed + m (wanted -
+    guessed): m rises with |wanted - guessed| over `DIFFERENT`, because colours nearer than that differ by the light
+    alone and the guess is the better one; the contrast k is the ratio of both brightnesses, limited to `CONTRAST`, and
+    1 where m is 0. What then differs from one hue, w times a brightness, by d keeps exp(-|d|^2 / (2 TINT^2)) of its own
+    tint: strong tints are arcs that the encoder draws behind photos. h is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times
+    smooth falls over `REAR` and `LOW`.
 
     Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), points (S, S, 3) of the surface in the head frame; guessed and
         wanted (3,).
@@ -86,7 +90,13 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     colour = rgb / opacity.clamp(min=1e-3)
     hair = torch.exp(-(colour - guessed).square().sum(-1, keepdim=True) / (2 * SIMILAR**2))
     hair = hair * (1 - smoothstep(points[..., 2:], *REAR)) * smoothstep(points[..., 1:2], *LOW)
-    hair = hair * smoothstep((wanted - guessed).norm(), *DIFFERENT)
+    share = smoothstep((wanted - guessed).norm(), *DIFFERENT)
+    centre = torch.lerp(guessed, wanted, share)
     contrast = (wanted.mean() / guessed.mean().clamp(min=0.02)).clamp(*CONTRAST)
-    moved = (wanted + contrast * (colour - guessed)).clamp(0, 1)
+    contrast = 1 + share * (contrast - 1)
+    brighter = contrast * (colour.mean(-1, keepdim=True) - guessed.mean())
+    tinted = centre + contrast * (colour - guessed)
+    plain = centre * (1 + brighter / centre.mean().clamp(min=0.02))
+    odd = (tinted - plain).square().sum(-1, keepdim=True)
+    moved = torch.lerp(plain, tinted, torch.exp(-odd / (2 * TINT**2))).clamp(0, 1)
     return torch.lerp(rgb, moved * opacity, hair)
