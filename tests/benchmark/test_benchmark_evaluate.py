@@ -77,6 +77,7 @@ def test_a_small_ladder_from_photo_to_gallery(tmp_path, capsys):
     guidance = {"pretrained_model_name_or_path": model, "explicit_scale": 0, "implicit_scale": 0}
     guided = {"system.stages.refine": stage, "system.guidance": guidance}
     guided["system.guidance_type"] = "portrait-diffusion-hpdm-guidance"
+    dear = {"system.stages.refine": {**stage, "painted": 50, "loss": {"lambda_painted": 1.0}}}
     ladder = {
         "base": "portrait-mini",
         "profiles": {"full": {"seeds": [0], "rows": 8, "scope": {"rings": 1, "every": 2, "film": 3, "vgg": False}}},
@@ -102,7 +103,7 @@ def test_a_small_ladder_from_photo_to_gallery(tmp_path, capsys):
     assert by["astronaut.png", "sds"]["denoiser_rows"] == first["rungs"]["sds"]["predicted_rows"] == 8
     assert by["astronaut.png", "sds"]["metrics"]["photo_psnr_db"] > 5
     assert by["astronaut.png", "sds"]["metrics"]["clip_i"] is None
-    assert "HPDM weights are missing" in first["not_run"]["lost"] or "lost" not in first["not_run"]
+    assert "8 denoiser rows are too few" in first["not_run"]["dear"]
     assert (out / "gallery" / "photos-astronaut.html").is_file() and (out / "tables.md").read_text().count("| sds |")
     lines = (out / "results.jsonl").read_text()
     assert cli.main(words) == 0 and (out / "results.jsonl").read_text() == lines, "nothing is run twice"
