@@ -28,6 +28,8 @@ CONTRAST = (0.5, 1.5)
 """Limits of the change of contrast that goes with the change of brightness."""
 TINT = 0.015
 """Deviations this large (Euclidean) from one hue of hair still count as its own; half-width of a Gaussian."""
+SKULL = (-0.1, 0.0)
+"""Head-frame y below which strong tints stay (necks and collars may look like hair) and above which they go."""
 REAR = (-0.04, 0.08)
 """Head-frame z below which a point counts as unseen and above which as seen by the photo, scene units."""
 LOW = (-0.2, -0.12)
@@ -79,9 +81,9 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     Where the share h of hair is 1 the straight colour c becomes w + k (c - guessed), w = guessed + m (wanted -
     guessed): m rises with |wanted - guessed| over `DIFFERENT`, because colours nearer than that differ by the light
     alone and the guess is the better one; the contrast k is the ratio of both brightnesses, limited to `CONTRAST`, and
-    1 where m is 0. What then differs from one hue, w times a brightness, by d keeps exp(-|d|^2 / (2 TINT^2)) of its own
-    tint: strong tints are arcs that the encoder draws behind photos. h is exp(-|c - guessed|^2 / (2 SIMILAR^2)) times
-    smooth falls over `REAR` and `LOW`.
+    1 where m is 0. On the skull (`SKULL`) what then differs from one hue, w times a brightness, by d keeps exp(-|d|^2 /
+    (2 TINT^2)) of its own tint: strong tints are arcs that the encoder draws behind photos. h is exp(-|c - guessed|^2 /
+    (2 SIMILAR^2)) times smooth falls over `REAR` and `LOW`.
 
     Args: rgb (S, S, 3) premultiplied, opacity (S, S, 1), points (S, S, 3) of the surface in the head frame; guessed and
         wanted (3,).
@@ -97,6 +99,6 @@ def recoloured(rgb: Tensor, opacity: Tensor, points: Tensor, guessed: Tensor, wa
     brighter = contrast * (colour.mean(-1, keepdim=True) - guessed.mean())
     tinted = centre + contrast * (colour - guessed)
     plain = centre * (1 + brighter / centre.mean().clamp(min=0.02))
-    odd = (tinted - plain).square().sum(-1, keepdim=True)
-    moved = torch.lerp(plain, tinted, torch.exp(-odd / (2 * TINT**2))).clamp(0, 1)
+    odd = 1 - torch.exp(-(tinted - plain).square().sum(-1, keepdim=True) / (2 * TINT**2))
+    moved = torch.lerp(tinted, plain, odd * smoothstep(points[..., 1:2], *SKULL)).clamp(0, 1)
     return torch.lerp(rgb, moved * opacity, hair)
