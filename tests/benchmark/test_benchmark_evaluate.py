@@ -84,7 +84,7 @@ def test_a_small_ladder_from_photo_to_gallery(tmp_path, capsys):
         "rungs": {
             "init": {"adds": "prior", "overrides": SMALL},
             "sds": {"after": "init", "adds": "distillation", "overrides": guided},
-            "lost": {"after": "sds", "overrides": {"system.guidance.pretrained_model_name_or_path": "bundled"}},
+            "dear": {"after": "sds", "adds": "too many rows", "overrides": dear},
         },
     }  # fmt: skip
     (tmp_path / "ladder.yaml").write_text(yaml.safe_dump(ladder, sort_keys=False))
