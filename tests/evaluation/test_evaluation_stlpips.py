@@ -10,16 +10,9 @@ from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.evaluation import stlpips as module
 from portrait_diffusion.evaluation.stlpips import STLPIPS, BlurPool, ConvBlurPool
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 has_weights = importlib.util.find_spec("stlpips_pytorch") is not None
 needs_weights = pytest.mark.skipif(not has_weights, reason="the package stlpips-pytorch is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

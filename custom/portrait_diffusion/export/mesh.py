@@ -1,6 +1,5 @@
 """Density field to triangle mesh: sample a grid, choose the iso level from the data, marching cubes, refine, clean."""
 import logging
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +8,14 @@ from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from ..errors import PortraitError, UsageError
-from ..ops.canonical import BOX_RADIUS, CANONICAL_DISTANCE, CANONICAL_FOVY_DEG
+from ..ops.canonical import BOX_RADIUS, half_height
 from .fields import FieldSampler
 from .mesh_clean import MeshHealth, keep_large_components, mesh_health, simplify, smooth_taubin
 
 logger = logging.getLogger("portrait_diffusion")
 
 LN2 = float(np.log(2.0))
-FLOOR = -CANONICAL_DISTANCE * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
+FLOOR = -half_height()
 """Height of the mesh's lower end, scene units: below it no portrait shows anything, and matter there is a guess."""
 
 

@@ -25,10 +25,14 @@ LANDMARK_DEPTH = 0.15
 """Head-frame z of the four canonical landmarks, in scene units."""
 
 
+def half_height(depth: float = 0.0) -> float:
+    """Half of what the canonical camera's picture spans at head-frame z = depth, (d - z) tan(fovy / 2), scene units."""
+    return (CANONICAL_DISTANCE - depth) * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
+
+
 def _landmarks_head() -> np.ndarray:
     """(4,3) points at ``z = LANDMARK_DEPTH`` that the canonical camera projects onto CANONICAL_LANDMARKS_CROP."""
-    image_height = 2 * (CANONICAL_DISTANCE - LANDMARK_DEPTH) * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
-    offset = (CANONICAL_LANDMARKS_CROP - 0.5) * image_height
+    offset = (CANONICAL_LANDMARKS_CROP - 0.5) * 2 * half_height(LANDMARK_DEPTH)
     return np.stack([offset[:, 0], -offset[:, 1], np.full(len(offset), LANDMARK_DEPTH)], axis=1)
 
 

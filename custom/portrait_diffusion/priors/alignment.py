@@ -1,11 +1,9 @@
 """What the encoder sees: the portrait resampled onto the frontal (x, y) plane of the tri-plane box."""
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.cameras import BOX_RADIUS, CANONICAL_DISTANCE, CANONICAL_FOVY_DEG
+from ..ops.canonical import BOX_RADIUS, half_height
 
 FACE_DEPTH = 0.14
 """Depth z (head frame) of the plane onto which the portrait is laid: about the surface of the face."""
@@ -18,8 +16,7 @@ def plane_grid(size: int, device, dtype=torch.float32) -> Tensor:
     down. Row 0 is y = -radius, as rows of a plane are: the result is upside down as an image and right as a plane.
     """
     centres = (torch.arange(size, device=device, dtype=dtype) + 0.5) / size * 2 - 1
-    half = (CANONICAL_DISTANCE - FACE_DEPTH) * math.tan(math.radians(CANONICAL_FOVY_DEG) / 2)
-    scaled = centres * BOX_RADIUS / half
+    scaled = centres * BOX_RADIUS / half_height(FACE_DEPTH)
     y, x = torch.meshgrid(scaled, scaled, indexing="ij")
     return torch.stack([x, -y], dim=-1)[None]
 

@@ -137,14 +137,14 @@ def disguise(premultiplied: Tensor, alpha: Tensor, amount: Tensor, generator: to
     shading = shading + 0.06 * torch.randn((b, 3, 4, 4), generator=generator, device=device)
     shading = F.interpolate(shading, size=(size, size), mode="bicubic", align_corners=False)
     rgb = premultiplied * torch.exp(a * (strands[:, None] + shading))
-    level = 4.0 * uniform((b, 1, 1, 1), -1.0, 1.0, generator, device).clamp(min=0.0) * a  # half of them are not blurred
-    blurred = (1 - level).clamp(min=0.0) * rgb
-    for k, side in enumerate((3, 5, 7), start=1):
+    level = uniform((b, 1, 1, 1), -1.0, 1.0, generator, device).clamp(min=0.0)  # half of them are not blurred
+    level = (4.0 * level * a).clamp(max=3.0)
+    blurred = torch.zeros_like(rgb)
+    for k, side in enumerate((1, 3, 5, 7)):
         soft = rgb
         for _ in range(2):
             soft = F.avg_pool2d(F.pad(soft, (side // 2,) * 4, mode="replicate"), side, stride=1)
-        share = (1 - (level - k).abs()).clamp(min=0.0) if k < 3 else (level - 2).clamp(0.0, 1.0)
-        blurred = blurred + share * soft
+        blurred = blurred + (1 - (level - k).abs()).clamp(min=0.0) * soft
     sigma = 0.06 * a * uniform((b, 1, 1, 1), 0.0, 1.0, generator, device)
     noisy = blurred + sigma * alpha * torch.randn(rgb.shape, generator=generator, device=device)
     return noisy.clamp(min=0.0).minimum(alpha)
