@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64
+GATHER_BLOCK, GATHER_WARPS = 64, 4
+SCATTER_BLOCK, SCATTER_WARPS = 64, 4
 
 
 @triton.jit
@@ -98,32 +99,41 @@ def scatter_level(
                 tl.atomic_add(target, grad * weight[:, None], mask=inside[:, None], sem="relaxed")
 
 
-@triton.jit
-def _forward(
-    planes, coords, out, n_points, height, width,
-    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
+@triton.jit(do_not_specialize=["n_points", "start", "count"])
+def gather(
+    tables, coords, out, n_points, start, count, scale,
+    AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Scaled sum of all look-ups of the points start to start + count of each batch; ``out`` (B, count, C)."""
     b = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = n < n_points
-    rows = (b * n_points + n).to(tl.int64)
-    total = gather_level(planes, coords, rows * 3, mask, b, height, width, axes, P, D, C, BLOCK_N) / 3.0
-    target = out + rows[:, None] * C + tl.arange(0, C)[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=mask[:, None])
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    base = (b * n_points + start + i).to(tl.int64) * 3
+    total = tl.zeros((BLOCK, C), dtype=tl.float32)
+    for k in tl.static_range(len(LEVELS)):
+        total += gather_level(
+            tables[k], coords, base, mask, b, LEVELS[k][2], LEVELS[k][3], AXES, LEVELS[k][0], LEVELS[k][1], C, BLOCK
+        )
+    target = out + (b * count + i).to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
+    tl.store(target, (total * scale).to(out.dtype.element_ty), mask=mask[:, None])
 
 
-@triton.jit
-def _backward(
-    grad_planes, coords, grad_out, n_points, height, width,
-    axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr,
+@triton.jit(do_not_specialize=["n_points", "start", "count"])
+def scatter(
+    grad_tables, coords, grad, n_points, start, count, scale,
+    AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes."""
     b = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = n < n_points
-    rows = (b * n_points + n).to(tl.int64)
-    grad = tl.load(grad_out + rows[:, None] * C + tl.arange(0, C)[None, :], mask=mask[:, None], other=0.0)
-    grad = grad.to(tl.float32) / 3.0
-    scatter_level(grad_planes, grad, coords, rows * 3, mask, b, height, width, axes, P, D, C)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    base = (b * n_points + start + i).to(tl.int64) * 3
+    source = grad + (b * count + i).to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
+    pull = tl.load(source, mask=mask[:, None], other=0.0).to(tl.float32) * scale
+    for k in tl.static_range(len(LEVELS)):
+        scatter_level(
+            grad_tables[k], pull, coords, base, mask, b, LEVELS[k][2], LEVELS[k][3], AXES, LEVELS[k][0], LEVELS[k][1], C
+        )
 
 
 def pack_axes(plane_axes) -> int:
@@ -132,6 +142,22 @@ def pack_axes(plane_axes) -> int:
     for slot, axis in enumerate(axis for plane in plane_axes for axis in plane):
         packed |= axis << (4 * slot)
     return packed
+
+
+def launch_gather(tables: tuple, coords: Tensor, out: Tensor, start: int, scale: float, sizes: tuple) -> None:
+    """Fill ``out`` (B, count, C) with the features of the points from `start` on; sizes: packed axes, levels, C."""
+    b, count = out.shape[:2]
+    gather[(triton.cdiv(count, GATHER_BLOCK), b)](
+        tables, coords, out, coords.shape[1], start, count, scale, *sizes, GATHER_BLOCK, num_warps=GATHER_WARPS
+    )
+
+
+def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale: float, sizes: tuple) -> None:
+    """Add ``grad`` (B, count, C), the gradients of the features of the points from `start` on, to float32 planes."""
+    b, count = grad.shape[:2]
+    scatter[(triton.cdiv(count, SCATTER_BLOCK), b)](
+        grads, coords, grad, coords.shape[1], start, count, scale, *sizes, SCATTER_BLOCK, num_warps=SCATTER_WARPS
+    )
 
 
 class SampleTriplanes(torch.autograd.Function):
@@ -160,19 +186,19 @@ class SampleTriplanes(torch.autograd.Function):
         coords = coords.float().contiguous()
         out = torch.empty(b, n, c, device=planes.device, dtype=out_dtype)
         axes = pack_axes(plane_axes)
+        ctx.sizes = axes, ((p, d, h, w),), c
         if out.numel():
             with torch.cuda.device_of(out):  # Triton launches on the current device
-                _forward[(triton.cdiv(n, BLOCK), b)](packed, coords, out, n, h, w, axes, p, d, c, BLOCK)
+                launch_gather((packed,), coords, out, 0, 1 / 3, ctx.sizes)
         ctx.save_for_backward(coords)
-        ctx.shape, ctx.sizes, ctx.dtype = packed.shape, (h, w, axes, p, d, c), planes.dtype
+        ctx.shape, ctx.dtype = packed.shape, planes.dtype
         return out
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):
         (coords,) = ctx.saved_tensors
-        b, n = coords.shape[:2]
         grad = torch.zeros(ctx.shape, device=coords.device, dtype=torch.float32)
         if grad_out.numel():
             with torch.cuda.device_of(grad):
-                _backward[(triton.cdiv(n, BLOCK), b)](grad, coords, grad_out.contiguous(), n, *ctx.sizes, BLOCK)
+                launch_scatter((grad,), coords, grad_out.contiguous(), 0, 1 / 3, ctx.sizes)
         return grad.movedim(-1, 2).to(ctx.dtype), None, None, None
