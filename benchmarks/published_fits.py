@@ -3,8 +3,8 @@
     python benchmarks/published_fits.py PHOTO eg3d panohead --out benchmarks/results/published_fits_h200.json
 
 No published weights can be had here, so the generators are random: each is written as its authors' kind of pickle, read
-and converted as a user would, and fitted by the pipeline with both tunings. Latent rows of random weights know no heads;
-what is measured is that every part runs at full size, what it costs, and that tuning brings the photo back.
+and converted as a user would, and fitted by the pipeline with both tunings. Latent rows of random weights know no
+heads; measured is that every part runs at full size, what it costs, and that tuning brings the photo back.
 """
 import argparse
 import json
@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "tests"), str(ROOT / "benchmark
 from measuring import circumstances  # noqa: E402
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.inversion.published_config import TUNINGS  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 from portrait_diffusion.priors.published.convert import convert  # noqa: E402
 from portrait_diffusion.priors.published.sizes import FAMILIES, released  # noqa: E402
@@ -36,9 +37,9 @@ def converted(family: str, folder: Path) -> tuple[Path, dict]:
     start = time.perf_counter()
     facts = convert(pickled, file)
     seconds = time.perf_counter() - start
-    row = {"parameters": facts["parameters"], "pickle_mb": round(pickled.stat().st_size / 1e6), "convert_s": seconds}
+    size = round(pickled.stat().st_size / 1e6)
     pickled.unlink()
-    return file, row | {"convert_s": round(seconds, 1)}
+    return file, {"parameters": facts["parameters"], "pickle_mb": size, "convert_s": round(seconds, 1)}
 
 
 def fitted(family: str, file: Path, photo: Path, tuning: str, size: int, overrides: list[str]) -> dict:
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", type=Path, help="any picture that the main job takes")
     parser.add_argument("families", nargs="+", choices=FAMILIES)
-    parser.add_argument("--tunings", nargs="+", default=["planes", "generator"], choices=("planes", "generator", "none"))
+    parser.add_argument("--tunings", nargs="+", default=["planes", "generator"], choices=TUNINGS)
     parser.add_argument("--size", type=int, default=128, help="side of the photo in the fit, all of its rays each step")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="of the configuration")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")

@@ -81,7 +81,7 @@ class FusedField(torch.autograd.Function):
     def backward(ctx, grad_out: Tensor):
         coords, w1, b1, w2, *rest = ctx.saved_tensors
         tables, kept = rest[: len(ctx.sizes[1])], rest[len(ctx.sizes[1]) :]
-        (b, n), (channels, hidden, outputs, _) = coords.shape[:2], ctx.layers
+        (b, n), (channels, _, outputs, _) = coords.shape[:2], ctx.layers
         planes, weights = any(ctx.needs_input_grad[7:]), any(ctx.needs_input_grad[1:5])
         grad_out = grad_out.float().contiguous()
         pieces = [w1.numel(), b1.numel(), w2.numel(), outputs]
