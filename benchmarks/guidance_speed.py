@@ -28,7 +28,7 @@ from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: 
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
 from portrait_diffusion.guidance.hpdm.graphed import GraphedPredict  # noqa: E402
-from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini, plain_attention  # noqa: E402
 from portrait_diffusion.guidance.hpdm.views import KnownViews, Target, Views  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
 from portrait_diffusion.priors.train import default_device  # noqa: E402
@@ -147,7 +147,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--mini", action="store_true", help="the small HPDM")
     parser.add_argument("--small", action="store_true", help="tiny widths, to try the script")
-    parser.add_argument("--channels-last", action="store_true", help="networks with the channels innermost")
     parser.add_argument("--count", action="store_true", help="floating-point operations instead of times, of any size")
     args = parser.parse_args(argv)
     device = default_device()
@@ -163,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     result: dict = {
         "what": "ms, median; both conditions, guidance with three rows, as many known views as views",
         "views": args.views, "size": args.size, "dtype": str(dtype), "small": args.small,
-        "channels last": args.channels_last, **circumstances(device, argv),
+        **circumstances(device, argv),
     }  # fmt: skip
     builders = {name: partial(build, tiny, args.small) for name, tiny in
                 (("full autoencoder", False), ("tiny autoencoder", True))}  # fmt: skip
@@ -172,9 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, builder in builders.items():
         model = builder().to(device, dtype).requires_grad_(False)
         model.alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
-        if args.channels_last:
-            model = model.to(memory_format=torch.channels_last)
         if device.type == "cuda":
+            plain_attention(model.vae)
             torch.cuda.reset_peak_memory_stats()
         result[name] = measure(model, args.size, args.views, device, args.repeats)
         if device.type == "cuda":

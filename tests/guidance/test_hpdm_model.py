@@ -7,6 +7,8 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
+from diffusers import AutoencoderKL  # noqa: E402
+from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import (  # noqa: E402
     EXPLICIT_CHANNELS,
@@ -17,7 +19,7 @@ from portrait_diffusion.guidance.hpdm.conditions import (  # noqa: E402
     explicit_image,
     geometry_maps,
 )
-from portrait_diffusion.guidance.hpdm.model import build_mini, guidance_factors  # noqa: E402
+from portrait_diffusion.guidance.hpdm.model import build_mini, guidance_factors, plain_attention  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm, save_hpdm  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
 
@@ -277,3 +279,21 @@ def test_a_branch_of_another_network_is_refused(fresh):
     blocks = dict(list(other.implicit.config.blocks.items())[1:])
     with pytest.raises(ValueError, match="another network"):
         type(other.implicit)(blocks=blocks).attach(other.explicit)
+
+
+def test_plain_attention_of_an_autoencoder_gives_the_same_latents_and_gradients():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    found = []
+    for change in (lambda vae: None, plain_attention):
+        change(vae)
+        picture = noise(2, 3, SIZE, SIZE).requires_grad_(True)
+        latents = vae.encode(picture).latent_dist.mode()
+        latents.square().sum().backward()
+        found.append((latents.detach(), picture.grad))
+    assert type(vae.encoder.mid_block.attentions[0].processor) is AttnProcessor
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -79,7 +79,6 @@ class HPDMGuidance(BaseObject):
         half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
         one_timestep: bool = False  # one for all views of a step, so that an SD-1.5 model reads the references once
         cuda_graphs: bool = False  # the denoiser's kernels as one graph: a GPU, constant scales
-        channels_last: bool = False  # networks with the channels innermost; not yet measured
         inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
         noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
         noise_sampler: dict = field(default_factory=dict)
@@ -101,8 +100,10 @@ class HPDMGuidance(BaseObject):
         # hidden from nn.Module and from the checkpoint: the guidance is fixed
         self._model = model.to(self.device, torch.bfloat16 if half else torch.float32).requires_grad_(False)
         self._model.alphas_cumprod = model.scheduler.alphas_cumprod.to(self.device)  # in full precision
-        if self.cfg.channels_last:
-            self._model.to(memory_format=torch.channels_last)
+        if torch.device(self.device).type == "cuda":
+            from .hpdm.model import plain_attention
+
+            plain_attention(self._model.vae)
         self._graphed = None
         if self.cfg.cuda_graphs:
             if torch.device(self.device).type != "cuda":

@@ -59,7 +59,7 @@ class FusedField(torch.autograd.Function):
         dtype, channels, outputs = levels[0].dtype, levels[0].shape[2], w2.shape[0]
         sizes = tuple((x.shape[1], x.shape[3] if x.ndim == 6 else 1, *x.shape[-2:]) for x in levels)
         ctx.sizes = pack_axes(axes), sizes, channels
-        ctx.layers = channels, w1.shape[0], outputs, max(16, triton.next_power_of_2(outputs))
+        ctx.layers = channels, w1.shape[0], outputs, *decoder.parts(outputs)
         tables = tuple(x.movedim(2, -1).contiguous() for x in levels)  # channels innermost
         coords, w1, b1, w2, b2 = (x.float().contiguous() for x in (coords, w1, b1, w2, b2))
         out = torch.empty(b, n, outputs, device=coords.device, dtype=torch.float32)
@@ -81,7 +81,7 @@ class FusedField(torch.autograd.Function):
     def backward(ctx, grad_out: Tensor):
         coords, w1, b1, w2, *rest = ctx.saved_tensors
         tables, kept = rest[: len(ctx.sizes[1])], rest[len(ctx.sizes[1]) :]
-        (b, n), (channels, _, outputs, _) = coords.shape[:2], ctx.layers
+        (b, n), (channels, _, outputs, *_) = coords.shape[:2], ctx.layers
         planes, weights = any(ctx.needs_input_grad[7:]), any(ctx.needs_input_grad[1:5])
         grad_out = grad_out.float().contiguous()
         pieces = [w1.numel(), b1.numel(), w2.numel(), outputs]
@@ -114,8 +114,8 @@ def _decode(features: Tensor, weights: tuple, out: Tensor, start: int, layers: t
     blocks = triton.cdiv(count, decoder.FORWARD_BLOCK)
     programs = min(blocks, decoder.processors(out.device) * decoder.FORWARD_PROGRAMS)
     decoder.decode[(programs, b)](
-        features, *weights, out, out.shape[1], start, count, blocks, *layers,
-        *decoder.operands(features.dtype, False), decoder.FORWARD_BLOCK, num_warps=decoder.FORWARD_WARPS,
+        features, *weights, out, out.shape[1], start, count, blocks, *layers, *decoder.operands(features.dtype, False),
+        decoder.FORWARD_BLOCK, num_warps=decoder.FORWARD_WARPS, num_stages=decoder.STAGES,
     )  # fmt: skip
 
 
@@ -128,5 +128,6 @@ def _decode_gradients(
     blocks = triton.cdiv(count, decoder.BACKWARD_BLOCK)
     decoder.decode_gradients[(programs, b)](
         features, grad_out, *weights, pull, partial, grad_out.shape[1], start, count, blocks, *layers, of_features,
-        of_weights, *decoder.operands(features.dtype, True), decoder.BACKWARD_BLOCK, num_warps=decoder.BACKWARD_WARPS,
+        of_weights, *decoder.operands(features.dtype, True), decoder.BACKWARD_BLOCK,
+        num_warps=decoder.BACKWARD_WARPS, num_stages=decoder.STAGES,
     )  # fmt: skip
