@@ -9,8 +9,11 @@ forward and backward with gradients to planes and weights. The bounds: `bytes` c
 copy measured in the same run; `flop` the products of both layers, forward and backward.
 """
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -112,26 +115,61 @@ def table(sizes: list[int], resolution: int, device: torch.device, repeats: int)
     return rows
 
 
-def sweep(points: int, resolution: int, device: torch.device, repeats: int) -> list[dict]:
-    """Forward and backward by the kernels' block sizes, for tuning; failures are kept as such."""
-    from portrait_diffusion.ops import field_triton
+def kernels(points: int, resolution: int, dtype: str, device: torch.device) -> dict[str, Callable]:
+    """Each kernel of the fused field alone, as a function without arguments; the last takes the programs it is."""
+    from portrait_diffusion.ops import decoder_triton, field_triton, triplane_triton
+    from portrait_diffusion.ops.triplane import PLANE_AXES
 
-    rows = []
+    leaves, coords = inputs(points, resolution, DTYPES[dtype], device)
+    planes, *weights = (x.detach() for x in leaves)
+    table = planes.movedim(2, -1)
+    grad = torch.zeros_like(table, dtype=torch.float32)
+    features = torch.randn(1, points, CHANNELS, device=device).to(table)
+    pull, out = torch.empty_like(features), torch.empty(1, points, OUTPUTS, device=device)
+    grad_out = torch.randn_like(out)
+    partial_sums = torch.zeros(8 * decoder_triton.processors(device), sum(w.numel() for w in weights), device=device)
+    sizes = triplane_triton.pack_axes(PLANE_AXES), ((3, 1, resolution, resolution),), CHANNELS
+    layers = CHANNELS, HIDDEN, OUTPUTS, *decoder_triton.parts(OUTPUTS)
+    return {
+        "gather": partial(triplane_triton.launch_gather, (table,), coords, pull, 0, 1 / 3, sizes),
+        "scatter": partial(triplane_triton.launch_scatter, (grad,), coords, features, 0, 1 / 3, sizes),
+        "decode": partial(field_triton.launch_decode, features, tuple(weights), out, 0, layers),
+        "decode gradients": lambda programs: field_triton.launch_decode_gradients(
+            features, grad_out, tuple(weights[:3]), pull, partial_sums, 0, programs, layers, True, True
+        ),
+    }
+
+
+def sweep(points: int, resolution: int, device: torch.device, repeats: int) -> list[dict]:
+    """ms of each kernel alone by points of a block, warps and programs a multiprocessor; failures are kept as such.
+
+    Shapes that the compiler gets wrong may write where they should not: a failure ends what this process can measure.
+    """
+    from portrait_diffusion.ops import decoder_triton, triplane_triton
+
+    rows: list[dict] = []
+
+    def timed(function: Callable, **row) -> None:
+        try:
+            row["ms"] = median_ms(function, device, repeats)
+        except Exception as error:  # a size that does not fit must not end the sweep
+            row["failed"] = f"{type(error).__name__}: {str(error)[:120]}"
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+
     for dtype in ("float32", "bfloat16"):
-        for ahead in ((64, 4), (128, 4), (128, 8), (32, 4)):
-            for back in ((64, 4), (64, 8), (32, 4), (128, 8)) if ahead == (64, 4) else ((64, 4),):
-                for programs in (1, 2, 4) if ahead == (64, 4) else (2,):
-                    field_triton.FORWARD_BLOCK, field_triton.FORWARD_WARPS = ahead
-                    field_triton.BACKWARD_BLOCK, field_triton.BACKWARD_WARPS = back
-                    field_triton.PROGRAMS_PER_SM = programs
-                    row = {"planes": dtype, "forward block, warps": ahead, "backward block, warps": back,
-                           "programs an SM": programs}  # fmt: skip
-                    try:
-                        row |= time_field(points, resolution, "triton", dtype, device, repeats)
-                    except Exception as error:  # a size that does not fit must not end the sweep
-                        row["failed"] = f"{type(error).__name__}: {str(error)[:120]}"
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+        found, many = kernels(points, resolution, dtype, device), decoder_triton.processors(device)
+        for block, warps in itertools.product((16, 32, 64, 128), (1, 2, 4)):
+            triplane_triton.GATHER_BLOCK, triplane_triton.GATHER_WARPS = block, warps
+            triplane_triton.SCATTER_BLOCK, triplane_triton.SCATTER_WARPS = block, warps
+            for name in ("gather", "scatter"):
+                timed(found[name], kernel=name, planes=dtype, block=block, warps=warps)
+        for block, programs, stages in itertools.product((32, 64, 128), (2, 4, 8), (1, 2, 3)):
+            decoder_triton.FORWARD_BLOCK = decoder_triton.BACKWARD_BLOCK = block
+            decoder_triton.FORWARD_PROGRAMS, decoder_triton.STAGES = programs, stages
+            row = {"planes": dtype, "block": block, "programs an SM": programs, "stages": stages}
+            timed(found["decode"], kernel="decode", **row)
+            timed(partial(found["decode gradients"], programs * many), kernel="decode gradients", **row)
     return rows
 
 

@@ -143,6 +143,7 @@ class TestKernels:
         from portrait_diffusion.ops import field_triton
 
         found = []
+        monkeypatch.setattr(field_triton, "CHUNK_BYTES", 1)  # 64 points at a time
         for limit in (1 << 30, 0):
             monkeypatch.setattr(field_triton, "KEEP_BYTES", limit)
             found.append(values_and_gradients(*case((PLANES, FRONTAL), points=70), "triton"))

@@ -17,8 +17,9 @@ from . import decoder_triton as decoder
 from .triplane_triton import launch_gather, launch_scatter, pack_axes
 
 KEEP_BYTES = 1 << 30
-CHUNK_BYTES = 1 << 25
-"""Of features at a time between two kernels: they stay in the cache."""
+CHUNK_BYTES = 1 << 28
+"""Of features at a time between two kernels. Chunks that stay in the cache (2^25) are slower on an H200: every launch
+costs the host more than the memory's traffic costs the GPU."""
 
 
 def unfit(levels: list[Tensor], coords: Tensor, weights: tuple) -> str | None:
@@ -38,9 +39,9 @@ def unfit(levels: list[Tensor], coords: Tensor, weights: tuple) -> str | None:
     return None
 
 
-def chunks(batch: int, points: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """First and number of the points of each chunk, whose features take `CHUNK_BYTES` at most, or 64 points."""
-    size = max(64, CHUNK_BYTES // (batch * row_bytes))
+def chunks(batch: int, points: int, row_bytes: int, keep: bool) -> Iterator[tuple[int, int]]:
+    """First and number of the points of each chunk: all of them if they are kept, else `CHUNK_BYTES` of features."""
+    size = points if keep else max(64, CHUNK_BYTES // (batch * row_bytes))
     for start in range(0, points, size):
         yield start, min(size, points - start)
 
@@ -67,10 +68,10 @@ class FusedField(torch.autograd.Function):
         kept = []
         if out.numel():
             with torch.cuda.device_of(out):  # Triton launches on the current device
-                for start, count in chunks(b, n, channels * dtype.itemsize):
+                for start, count in chunks(b, n, channels * dtype.itemsize, keep):
                     features = torch.empty(b, count, channels, device=coords.device, dtype=dtype)
                     launch_gather(tables, coords, features, start, scale, ctx.sizes)
-                    _decode(features, (w1, b1, w2, b2), out, start, ctx.layers)
+                    launch_decode(features, (w1, b1, w2, b2), out, start, ctx.layers)
                     kept += [features] if keep else []
         ctx.save_for_backward(coords, w1, b1, w2, *tables, *kept)
         ctx.scale, ctx.dtype = scale, dtype
@@ -90,12 +91,12 @@ class FusedField(torch.autograd.Function):
         grads = tuple(torch.zeros(x.shape, device=x.device) if planes else grad_out for x in tables)
         if grad_out.numel():
             with torch.cuda.device_of(grad_out):
-                for k, (start, count) in enumerate(chunks(b, n, channels * ctx.dtype.itemsize)):
-                    features = kept[k] if kept else grad_out.new_empty(b, count, channels, dtype=ctx.dtype)
+                for start, count in chunks(b, n, channels * ctx.dtype.itemsize, bool(kept)):
+                    features = kept[0] if kept else grad_out.new_empty(b, count, channels, dtype=ctx.dtype)
                     if not kept:
                         launch_gather(tuple(tables), coords, features, start, ctx.scale, ctx.sizes)
                     pull = torch.empty_like(features) if planes else features
-                    _decode_gradients(
+                    launch_decode_gradients(
                         features, grad_out, (w1, b1, w2), pull, partial, start, programs, ctx.layers, planes, weights
                     )
                     if planes:
@@ -108,7 +109,7 @@ class FusedField(torch.autograd.Function):
         return None, *of_weights, None, None, *of_planes
 
 
-def _decode(features: Tensor, weights: tuple, out: Tensor, start: int, layers: tuple) -> None:
+def launch_decode(features: Tensor, weights: tuple, out: Tensor, start: int, layers: tuple) -> None:
     """Fill out (B,N,K) from `start` on with what the decoder makes of features (B,count,C)."""
     b, count = features.shape[:2]
     blocks = triton.cdiv(count, decoder.FORWARD_BLOCK)
@@ -119,7 +120,7 @@ def _decode(features: Tensor, weights: tuple, out: Tensor, start: int, layers: t
     )  # fmt: skip
 
 
-def _decode_gradients(
+def launch_decode_gradients(
     features: Tensor, grad_out: Tensor, weights: tuple, pull: Tensor, partial: Tensor, start: int, programs: int,
     layers: tuple, of_features: bool, of_weights: bool,
 ) -> None:  # fmt: skip
