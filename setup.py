@@ -26,8 +26,8 @@ OPTIONAL = {
     "sd": ["diffusers>=0.30", "transformers>=4.40", "huggingface-hub>=0.23"],
     "synthetic": ["anny>=0.6,<0.7", "moderngl>=5.10"],
     "dev": [
-        "pytest>=8", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10", "diffusers>=0.30",
-        "huggingface-hub>=0.23", "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
+        "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10",
+        "diffusers>=0.30", "huggingface-hub>=0.23", "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
     ],
 }
 

@@ -3,6 +3,7 @@
     python benchmarks/prior_results.py --card OUT/card.json [--test TEST.json] [--more LABEL FILE.json]
     python benchmarks/prior_results.py --check     # exit code 1 when result file and model card disagree
 
+The rows beside a plain supervised encoder on the same data come from the result file of `reference_encoder.py`.
 `--test` holds the scores of the same weights on subjects with unseen assets, as `priors.assess.evaluate` returns them
 (or a card of a run with ``--seconds 0 --val TEST_DATA``); `--more` adds rows of other scores under any label.
 """
@@ -18,6 +19,7 @@ from make_tables import insert_table  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "prior.json"
+YARDSTICK = ROOT / "benchmarks" / "results" / "reference_encoder.json"
 CARD = ROOT / "custom" / "portrait_diffusion" / "weights" / "prior.md"
 START, END = "<!-- numbers:start -->", "<!-- numbers:end -->"
 BINS = (("front", "front"), ("below45", "other views below 45°"), ("45to135", "45–135°"), ("back", "back"))
@@ -45,8 +47,8 @@ def result_of(card: dict, test: dict | None, more: dict[str, dict]) -> dict:
     return result | {ROWS[2]: REFERENCE, "config": card["config"], "history": card["history"]}
 
 
-def numbers(result: dict) -> str:
-    """Markdown lines of the model card."""
+def numbers(result: dict, yardstick: dict | None = None) -> str:
+    """Markdown lines of the model card. Args: contents of both result files."""
     lines = [
         f"{result['train_subjects']} heads × {result['train_views']} views, {result['step']} steps in "
         f"{result['seconds']} s on one {result['device']}. PSNR dB / ST-LPIPS:",
@@ -55,17 +57,30 @@ def numbers(result: dict) -> str:
         "|---" * (len(BINS) + 1) + "|",
     ]
     for row in [name for name, value in result.items() if isinstance(value, dict) and "psnr_front" in value]:
-        cells = []
-        for key, _ in BINS:
-            distance = result[row].get(f"stlpips_{key}")
-            cells.append(f"{result[row][f'psnr_{key}']:.1f}" + ("" if distance is None else f" / {distance:.3f}"))
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(line(row, result[row]))
+    if yardstick:
+        sizes = f"{yardstick['steps']} steps on {yardstick['train_subjects']} heads"
+        lines += ["", f"Beside that plain encoder, {sizes} of the same kind (`benchmarks/reference_encoder.py`):", ""]
+        lines += [lines[2], lines[3]]
+        for split, scores in yardstick["scores"].items():
+            lines.append(line(f"{split}, {scores['subjects']} subjects: the prior", scores["prior"]))
+            lines.append(line(f"{split}: the plain encoder", scores["reference"]))
     return "\n".join(lines)
+
+
+def line(name: str, scores: dict) -> str:
+    """A row of a table: PSNR and, where it is known, ST-LPIPS."""
+    cells = []
+    for key, _ in BINS:
+        distance = scores.get(f"stlpips_{key}")
+        cells.append(f"{scores[f'psnr_{key}']:.1f}" + ("" if distance is None else f" / {distance:.3f}"))
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def with_numbers(card: str, result: dict) -> str:
     """The model card's text with fresh numbers between its markers."""
-    return insert_table(card, numbers(result), START, END)
+    yardstick = json.loads(YARDSTICK.read_text(encoding="utf-8")) if YARDSTICK.is_file() else None
+    return insert_table(card, numbers(result, yardstick), START, END)
 
 
 def main(argv: list[str] | None = None) -> int:

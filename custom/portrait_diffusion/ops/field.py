@@ -16,8 +16,8 @@ def query_field(
 ) -> Tensor:
     """Raw decoder outputs at points: ``W2 softplus(W1 f + b1) + b2``, f the planes' reduced features.
 
-    The same as `decode_raw` of `sample_planes`, which say more of the arguments; the Triton implementation computes
-    both at once and never holds the features of the single planes.
+    The same as `decode_raw` of `sample_planes`, which say more of the arguments; the Triton implementation sums the
+    look-ups at once and never holds the features of the single planes.
 
     Args:
         planes: (B,P,C,H,W) or (B,P,C,D,H,W), or levels of such.
