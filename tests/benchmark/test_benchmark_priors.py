@@ -1,5 +1,6 @@
 """The scripts that time published priors and train the yardstick of the bundled one run and say what they measured."""
 import json
+from pathlib import Path
 
 import torch
 from portrait_diffusion.multiview import MultiViewData
@@ -9,6 +10,8 @@ from benchmark.scripts import load_script
 
 speed = load_script("published_prior_speed")
 reference = load_script("reference_encoder")
+fits = load_script("published_fits")
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
 
 
 def test_published_priors_are_timed_by_part(tmp_path, monkeypatch):
@@ -23,6 +26,18 @@ def test_published_priors_are_timed_by_part(tmp_path, monkeypatch):
     assert {"command", "device", "commit"} <= set(result)
     assert row["family"] == "eg3d" and row["image_s"] == 0.5
     assert all(row[name] > 0 for name in ("latent_step_s", "generator_step_s", "generator_peak_gb"))
+
+
+def test_whole_fits_go_from_a_pickle_to_a_refusal(tmp_path, monkeypatch, photo_prepared_once):
+    monkeypatch.setattr(fits, "released", tiny_sizes)
+    out = tmp_path / "fits.json"
+    settings = {"latent_steps": 1, "tuning_steps": 1, "samples": 4, "lambda_perceptual": 0}
+    told = [f"system.published_fit.{key}={value}" for key, value in settings.items()]
+    arguments = [str(PHOTO), "eg3d", "--size", "32", "--tunings", "planes", "--out", str(out), "--set"]
+    assert fits.main([*arguments, *told, "system.published_fit.min_overlap=1"]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["family"] == "eg3d" and row["status"] == "refused" and "silhouette overlaps" in row["reason"]
+    assert row["seconds"] > 0 and row["parameters"] > 1000 and row["metrics"] is None
 
 
 def red_balls(count: int, views: int) -> MultiViewData:
