@@ -89,3 +89,13 @@ def test_deviation_counts_natural_steps_from_the_start():
     copy = PhotoCamera().requires_grad_(False)
     copy.load_state_dict(fitted.state_dict())
     assert float(copy.deviation()) == pytest.approx(4.0, rel=1e-5), "the start is part of the state"
+
+
+def test_rays_through_chosen_and_fractional_pixels():
+    shot = camera(azimuth=20.0, shift_u=0.03)
+    ys, xs = torch.tensor([1, 4]), torch.tensor([0, 2, 7])
+    for chosen, centre in zip(shot.rays(8, ys, xs), shot.rays(8), strict=True):
+        torch.testing.assert_close(chosen, centre[:, ys][:, :, xs])
+    half = shot.rays(8, ys + 0.5, xs)[1]
+    between = torch.nn.functional.normalize(shot.rays(8)[1][:, ys] + shot.rays(8)[1][:, ys + 1], dim=-1)[:, :, xs]
+    torch.testing.assert_close(half, between, rtol=1e-4, atol=1e-5)

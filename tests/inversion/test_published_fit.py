@@ -70,6 +70,25 @@ def test_chunks_change_nothing(priors):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_steps_look_anywhere_within_the_pixels(priors, monkeypatch):
+    """Through the centres alone, texels between them stay as they were and show when the head is rendered finer."""
+    seen, rays = [], PhotoCamera.rays
+
+    def noting(camera, size, ys=None, xs=None):
+        if ys is not None:
+            seen.append(torch.stack([ys[0], xs[0]]))
+            assert len(ys) == len(xs) == 16  # every second one of 32 pixels: 256 rays
+        return rays(camera, size, ys, xs)
+
+    monkeypatch.setattr(PhotoCamera, "rays", noting)
+    fit_of(priors["eg3d"]).run()
+    starts = torch.stack(seen)
+    places = starts - starts.round()
+    assert len(starts) == 10 and len({tuple(x) for x in starts.tolist()}) == 10
+    assert float(places.abs().max()) <= 0.5 and float(places.abs().max()) > 0.25
+    assert set(starts.round().long().flatten().tolist()) <= {0, 1, 2} and float(starts.min()) >= -0.5
+
+
 @pytest.fixture(scope="module")
 def whole(priors):
     """A fit that is not interrupted."""

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.cameras import get_rays, head_to_world, orbit_c2w, project_points
+from ..ops.cameras import get_rays, head_to_world, orbit_c2w, project_points, subgrid_rays
 from ..ops.canonical import CANONICAL_FOVY_DEG, CANONICAL_LANDMARKS_HEAD
 
 SCALES = {"azimuth": 10.0, "elevation": 10.0, "roll": 5.0, "log_scale": 0.05, "shift": 0.03}
@@ -66,10 +66,15 @@ class PhotoCamera(nn.Module):
         fovy = v.new_full((1,), math.radians(CANONICAL_FOVY_DEG))
         return c2w @ turn, fovy, crop[None]
 
-    def rays(self, size: int) -> tuple:
-        """rays_o, rays_d (1, size, size, 3) through the pixels of the photo's crop."""
+    def rays(self, size: int, ys: Tensor | None = None, xs: Tensor | None = None) -> tuple:
+        """rays_o, rays_d (1, h, w, 3) through the pixels of the photo's crop of so many pixels a side.
+
+        Args: ys, xs: (h,), (w,) rows and columns, which may be fractional; all pixel centres without them.
+        """
         c2w, fovy, crop = self.pose()
-        return get_rays(c2w, fovy, size, size, crop)
+        if ys is None or xs is None:
+            return get_rays(c2w, fovy, size, size, crop)
+        return subgrid_rays(c2w, fovy, size, size, ys, xs, crop)
 
     def deviation(self) -> Tensor:
         """Squared distance from the start, the pull that keeps a fit from running away."""

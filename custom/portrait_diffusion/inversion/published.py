@@ -221,7 +221,10 @@ class PublishedFit:
         whole = self.perceptual is not None and c.lambda_perceptual > 0 and self.step % c.perceptual_every == 0
         stride = 1 if whole else max(1, math.ceil(c.size / math.sqrt(c.rays)))
         y0, x0 = torch.randint(stride, (2,), generator=self.rng).tolist()
-        rays_o, rays_d = (r[:, y0::stride, x0::stride] for r in self.camera.rays(c.size))
+        # anywhere within the pixels: through the centres alone finer texels stay as they were
+        dy, dx = (torch.rand(2, generator=self.rng) - 0.5).tolist()
+        rows, columns = (torch.arange(start, c.size, stride, device=ws.device) for start in (y0, x0))
+        rays_o, rays_d = self.camera.rays(c.size, rows + dy, columns + dx)
         t = self.target
         target = Target(*(x[:, :, y0::stride, x0::stride] for x in (t.rgb, t.alpha, t.valid)))
         rgb, alpha = self._render(planes, self.prior.decoder(ws), rays_o, rays_d, self.rng)
