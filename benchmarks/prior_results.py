@@ -47,7 +47,7 @@ def result_of(card: dict, test: dict | None, more: dict[str, dict]) -> dict:
     return result | {ROWS[2]: REFERENCE, "config": card["config"], "history": card["history"]}
 
 
-def numbers(result: dict, yardstick: dict | None = None) -> str:
+def numbers(result: dict, yardstick: dict) -> str:
     """Markdown lines of the model card. Args: contents of both result files."""
     lines = [
         f"{result['train_subjects']} heads × {result['train_views']} views, {result['step']} steps in "
@@ -58,13 +58,12 @@ def numbers(result: dict, yardstick: dict | None = None) -> str:
     ]
     for row in [name for name, value in result.items() if isinstance(value, dict) and "psnr_front" in value]:
         lines.append(line(row, result[row]))
-    if yardstick:
-        sizes = f"{yardstick['steps']} steps on {yardstick['train_subjects']} heads"
-        lines += ["", f"Beside that plain encoder, {sizes} of the same kind (`benchmarks/reference_encoder.py`):", ""]
-        lines += [lines[2], lines[3]]
-        for split, scores in yardstick["scores"].items():
-            lines.append(line(f"{split}, {scores['subjects']} subjects: the prior", scores["prior"]))
-            lines.append(line(f"{split}: the plain encoder", scores["reference"]))
+    sizes = f"{yardstick['steps']} steps on {yardstick['train_subjects']} heads"
+    lines += ["", f"Beside that plain encoder, {sizes} of the same kind (`benchmarks/reference_encoder.py`):", ""]
+    lines += [lines[2], lines[3]]
+    for split, scores in yardstick["scores"].items():
+        lines.append(line(f"{split}, {scores['subjects']} subjects: the prior", scores["prior"]))
+        lines.append(line(f"{split}: the plain encoder", scores["reference"]))
     return "\n".join(lines)
 
 
@@ -79,8 +78,7 @@ def line(name: str, scores: dict) -> str:
 
 def with_numbers(card: str, result: dict) -> str:
     """The model card's text with fresh numbers between its markers."""
-    yardstick = json.loads(YARDSTICK.read_text(encoding="utf-8")) if YARDSTICK.is_file() else None
-    return insert_table(card, numbers(result, yardstick), START, END)
+    return insert_table(card, numbers(result, json.loads(YARDSTICK.read_text(encoding="utf-8"))), START, END)
 
 
 def main(argv: list[str] | None = None) -> int:

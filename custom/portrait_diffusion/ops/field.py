@@ -39,7 +39,7 @@ def query_field(
         from .field_triton import unfit as why
 
         unfit = why(levels, coords, weights)
-    # auto is torch: the fused kernel has run under Triton's interpreter only, not on a GPU
+    # auto is torch until whole runs with the kernels have been compared
     if choose("field", implementation, coords.device, ("torch", "triton"), unfit) == "torch":
         sampling = "torch" if implementation == "torch" and coords.device.type != "cpu" else "auto"
         return decode_raw(sample_planes(levels, coords, reduce, level_reduce, axes, sampling), weights)
