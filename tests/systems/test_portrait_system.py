@@ -162,13 +162,17 @@ def test_a_fade_that_is_none_is_refused(model, fade):
         make(model, {"refine": {"steps": 1, "resolution": [16]}}, preservation_facing=fade)
 
 
-@pytest.mark.parametrize(("sampler", "painted"), [("iid", 0), ("mvnrs", 0), ("object", 0), ("iid", 4)])
-def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler, painted):
+@pytest.mark.parametrize(
+    ("sampler", "painted", "kept"),
+    [("iid", 0, False), ("mvnrs", 0, False), ("object", 0, False), ("iid", 4, False), ("iid", 4, True)],
+)
+def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tmp_path, sampler, painted, kept):
     """Cameras, noise, known and painted views, anchors: 4 steps and 2 more are 6, though views_every is 3 and not 4."""
     noise = {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 2} if sampler == "mvnrs" else {}
     stages = {name: stage | {"views_every": 3, "painted": painted} for name, stage in STAGES.items()}
     if painted:
         stages["refine"] = stages["refine"] | {"loss": {"lambda_painted": 1.0}, "reference_every": 3}
+        stages["refine"]["keep_samples"] = kept
     guidance = {"pretrained_model_name_or_path": model, "noise_sampler_type": f"portrait-diffusion-{sampler}-noise",
                 "noise_sampler": noise}  # fmt: skip
 
@@ -209,6 +213,33 @@ def test_the_head_is_fitted_to_what_is_painted(data, model, head, monkeypatch):
     curve = system.curves["refine/painted"]
     assert looks == [((4, SIZE, SIZE, 3), 2)] * 2 and len(curve) == 12 and Grey.calls == 12
     assert sum(curve[-4:]) < 0.8 * sum(curve[:4])
+
+
+def test_kept_samples_fit_as_fresh_ones_do_without_rendering(data, model, head, monkeypatch):
+    """The same pictures and steps: what is learned agrees, and no step asks the renderer."""
+    stage = {"steps": 12, "resolution": [16], "painted": 4, "paint_steps": 2, "views_every": 0, "reference_every": 3,
+             "azimuths": [[135, 225]], "loss": {"lambda_painted": 1.0, "lambda_rgb": 1.0}}  # fmt: skip
+    learned, curves = [], []
+    for kept in (False, True):
+        system = make(model, {"refine": stage | {"keep_samples": kept}})
+        monkeypatch.setattr(system, "initialize", lambda photo, system=system: system.load_state_dict(head))
+        grey = Painted(torch.full((4, 3, SIZE, SIZE), 0.5), torch.tensor([140.0, 160, 180, 220]), torch.zeros(4))
+        monkeypatch.setattr(system, "_paint", lambda stage, turn, grey=grey: grey)
+        if kept:
+            monkeypatch.setattr(system, "forward", None)
+        fit(system, data, 12)
+        learned.append(system.geometry.restoration.detach().flatten())
+        curves.append(torch.tensor(system.curves["refine/painted"]))
+    assert float(curves[1][-1]) < 0.8 * float(curves[1][0])
+    torch.testing.assert_close(curves[0], curves[1], rtol=0.1, atol=0.01)
+    assert float(torch.nn.functional.cosine_similarity(*learned, dim=0)) > 0.8
+
+
+def test_samples_are_kept_for_painted_views_alone(model):
+    with pytest.raises(UsageError, match="stages.refine: keep_samples is for stages with painted views"):
+        make(model, {"refine": {"steps": 1, "resolution": [16], "keep_samples": True}})
+    with pytest.raises(UsageError, match="keep_samples must be true or false"):
+        make(model, {"refine": {"steps": 1, "resolution": [16], "painted": 2, "keep_samples": "yes"}})
 
 
 def test_a_guidance_that_cannot_paint_is_named(data, model, head, monkeypatch):

@@ -131,6 +131,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         self.register_buffer("restoration_gate", torch.ones(1, 1, 1, edge, edge, edge) if edge else None)
         base = torch.zeros(1, 1, 3, edge, edge, edge) if edge and self.cfg.restoration_replaces else None
         self.register_buffer("restoration_base", base)
+        self._grid_known: tuple = (None, None)
         weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
         weights.output_bias[0] = self.cfg.init_density
         self.decoder = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights._asdict().items()})
@@ -186,8 +187,12 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
     def _raw(self, points: Tensor, limited: bool = True) -> Tensor:
         """Raw density and colour (N,4) at world points (N,3); `limited`: density in the range of `add_detail`."""
+        raw = self.raw_without_restoration(points, limited)
+        return raw if self.restoration is None else self.restored(raw, points)
+
+    def raw_without_restoration(self, points: Tensor, limited: bool = True) -> Tensor:
+        """Raw density and colour (N,4) of planes, decoder and detail at world points (N,3); see `restored`."""
         head = world_to_head(points)[None]
-        coords = head / self.cfg.radius
         planes = list(self.planes)
         detail = planes.pop() if self.cfg.detail_resolution else None
         implementation = self.cfg.implementation
@@ -197,21 +202,44 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if limited and (detail is not None or self.restoration is not None):
             raw = limit_density(raw)
         if detail is not None:
-            raw = raw + sample_planes(detail, coords, reduce="sum")
-        if self.restoration is not None:
-            raw = self._restored(raw, coords)
+            raw = raw + sample_planes(detail, head / self.cfg.radius, reduce="sum")
         return raw[0]
 
-    def _restored(self, raw: Tensor, coords: Tensor) -> Tensor:
-        """Raw density and colour (1,N,4) with the restoration grid, looked up at coords (1,N,3) in [-1, 1]."""
-        gate = self.restoration_gate
-        grid = self.restoration * (gate * gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1))
+    def restored(self, raw: Tensor, points: Tensor) -> Tensor:
+        """Raw density and colour (N,4) with the restoration grid, looked up at world points (N,3).
+
+        Args: raw (N,4) of `raw_without_restoration` at the points. Raises: UsageError without such a grid.
+        """
+        if self.restoration is None:
+            raise UsageError("This geometry has no restoration grid; set geometry.restoration_resolution.")
+        found = sample_planes(self._restoration_grid(), world_to_head(points)[None] / self.cfg.radius, reduce="sum")[0]
         if self.restoration_base is None:
-            return raw + sample_planes(grid, coords, reduce="sum")
-        grid = torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)
-        found = sample_planes(grid, coords, reduce="sum")
-        density, colour = raw[..., :1] + found[..., :1], raw[..., 1:4] * (1 - found[..., 4:]) + found[..., 1:4]
+            return raw + found
+        density, colour = raw[:, :1] + found[:, :1], raw[:, 1:4] * (1 - found[:, 4:]) + found[:, 1:4]
         return torch.cat([density, colour], dim=-1)
+
+    def _restoration_grid(self) -> Tensor:
+        """(1,1,C,R,R,R) what is looked up: gated density and colour, and with a base the gate as the fifth channel.
+
+        Made anew where it needs gradients, else when one of its parts has changed: a render asks many times.
+        """
+
+        def made() -> Tensor:
+            gate = self.restoration_gate
+            grid = self.restoration * (gate * gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1))
+            if self.restoration_base is None:
+                return grid
+            return torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)
+
+        parts = [x for x in (self.restoration, self.restoration_gate, self.restoration_base) if x is not None]
+        changing = torch.is_grad_enabled() and self.restoration.requires_grad
+        if changing or any(x.is_inference() for x in parts):  # inference tensors do not tell when they change
+            return made()
+        version = [(id(x), x._version, x.device, x.dtype) for x in parts]
+        if self._grid_known[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self._grid_known = version, made()
+        return self._grid_known[1]
 
     @torch.no_grad()
     def set_restoration(self, gate: Tensor, blur: float = 0.0) -> None:
@@ -253,6 +281,10 @@ class TriplaneGeometry(BaseImplicitGeometry):
         density = self.frame.density(raw[..., :1], world_to_head(points))
         return torch.where(inside_cylinder(points, self.cfg.radius), density, torch.zeros_like(density))
 
+    def activated(self, raw: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (N,1), 0 outside the cylinder, and colour (N,3) from raw ones (N,4) at world points (N,3)."""
+        return self._density(raw, points), self.frame.colour(raw[..., 1:4])
+
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """Density, colour and optionally normals at world points.
 
@@ -264,8 +296,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
             normal and shading_normal (*N,3) unit vectors if asked for.
         """
         flat = points.reshape(-1, 3)
-        raw = self._raw(flat)
-        out = {"density": self._density(raw, flat), "features": self.frame.colour(raw[..., 1:4])}
+        out = dict(zip(("density", "features"), self.activated(self._raw(flat), flat)))
         if output_normal:
             gradient = self._analytic_gradient if self.cfg.normal_type == "analytic" else self._difference_gradient
             normal = -nn.functional.normalize(gradient(flat), dim=-1)

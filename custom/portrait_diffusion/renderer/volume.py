@@ -9,8 +9,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..host import VolumeRenderer, register
 from ..ops.cameras import BOX_RADIUS, get_rays
-from ..ops.occupancy import density_grid, guided_samples, sees_matter
-from ..ops.volrend import OPACITY_EPS, render_rays
+from ..ops.occupancy import SEEN, density_grid, guided_samples, sees_matter
+from ..ops.volrend import OPACITY_EPS, ray_cylinder, render_rays
 
 
 def unit_normals(comp_normal: Tensor, opacity: Tensor) -> Tensor:
@@ -142,14 +142,44 @@ class PortraitVolumeRenderer(VolumeRenderer):
         """As `render`, of given rays (B,H,W,3)."""
         return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=True)
 
+    @torch.no_grad()
+    def sample_places(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a deterministic render of the geometry as it is now would ask it, whatever mode the module is in.
+
+        Args: rays_o, rays_d (R,3) world space.
+        Returns: t, deltas (R,S), 0 for rays that miss; seen (R,1) bool, rays that meet matter.
+        """
+        c, size = self.cfg, self._chunk(rays_o)
+        rays = zip(rays_o.split(size), rays_d.split(size))
+        if c.occupancy_resolution:
+            like = next(self.geometry.parameters())
+            grid = density_grid(self.geometry.forward_density, c.radius, c.occupancy_resolution, like)
+            sample = guided_samples(grid, c.radius, c.num_importance_samples)
+
+            def places(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                near, far, _ = ray_cylinder(o, d, c.radius)
+                t, edges = sample(o, d, near, far)
+                return t, edges[..., 1:] - edges[..., :-1], sees_matter(grid, o, d, c.radius)
+        else:
+
+            def places(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                out = render_rays(self._plain, o, d, c.radius, c.num_samples_per_ray, c.num_importance_samples)
+                return out["t"], out["deltas"], out["opacity"] > SEEN
+
+        return tuple(torch.cat(parts) for parts in zip(*(places(o, d) for o, d in rays)))
+
+    def _plain(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour of the geometry itself, without a material."""
+        found = self.geometry(points)
+        return found["density"], found["features"]
+
     def _chunk(self, rays: Tensor) -> int:
         return self.cfg.eval_chunk_size or (2048 if rays.device.type == "cpu" else 65536)
 
     def _field(self, points: Tensor, origins: Tensor, light_positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Density and colour at points (B,N,3) seen from origins (B,1,3)."""
         if self.material is None:
-            geometry = self.geometry(points)
-            return geometry["density"], geometry["features"]
+            return self._plain(points)
         geometry = self.geometry(points, output_normal=self.material.requires_normal)
         lights = origins if light_positions is None else light_positions[:, None]
         colour = self.material(

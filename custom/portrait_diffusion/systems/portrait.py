@@ -25,6 +25,7 @@ from ..models import check_cached
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w
 from ..priors.bundled import BundledPrior, prior_files
 from ..priors.storage import load_spec
+from ..renderer.kept import KeptRays, check_keeps, keep_rays, render_kept
 from ..renderer.volume import unit_normals
 from ..seeds import seeded, step_seed
 from . import losses
@@ -90,6 +91,7 @@ class PortraitSystem(BaseLift3DSystem):
         self._perceptual = None
         self._known_at: tuple | None = None
         self._painted: Painted | None = None
+        self._kept: dict[tuple, list[KeptRays]] = {}
         self._saved: dict | None = None
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
@@ -285,7 +287,10 @@ class PortraitSystem(BaseLift3DSystem):
         """Losses of the photo's own view, and its render."""
         size = place.stage.resolution_at(place.step)
         rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
-        out = self({"rays_o": rays_o, "rays_d": rays_d})
+        if place.stage.keep_samples:
+            out = render_kept(self.geometry, self._kept_views(("photo", size), rays_o, rays_d))
+        else:
+            out = self({"rays_o": rays_o, "rays_d": rays_d})
         rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
         target = self._target.resized(size).to(self.device)
         colour, silhouette = photo_losses(rgb, alpha, target)
@@ -299,10 +304,23 @@ class PortraitSystem(BaseLift3DSystem):
         self._prepare_guidance(place)
         painted = self._painted
         rows = rows_of(place.step, place.stage.views, len(painted))
-        batch = camera_batch(painted.azimuth[rows], painted.elevation[rows], place.stage.resolution_at(place.step))
-        out = self(batch)
+        size = place.stage.resolution_at(place.step)
+        batch = camera_batch(painted.azimuth[rows], painted.elevation[rows], size)
+        if place.stage.keep_samples:
+            around = camera_batch(painted.azimuth, painted.elevation, size)
+            kept = self._kept_views(("painted", size), around["rays_o"], around["rays_d"])
+            out = render_kept(self.geometry, [kept[row] for row in rows])
+        else:
+            out = self(batch)
         perceptual = self._perceptual if self._weight(place, "painted_perceptual") else None
         return painting_losses(out["comp_rgb"], painted.rgb[rows], perceptual), out, batch
+
+    def _kept_views(self, key: tuple, rays_o: Tensor, rays_d: Tensor) -> list[KeptRays]:
+        """Views (B,H,W,3) as `keep_samples` shows them, found once; painted ones until the next look."""
+        if key not in self._kept:
+            check_keeps(self.geometry, self.renderer)
+            self._kept[key] = keep_rays(self.geometry, self.renderer, rays_o, rays_d)
+        return self._kept[key]
 
     @torch.no_grad()
     def _paint(self, stage, turn: int) -> Painted:
@@ -365,6 +383,7 @@ class PortraitSystem(BaseLift3DSystem):
                 guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
             self._give_geometry()
             self._painted = self._paint(stage, turn[1]) if stage.painted else None
+            self._kept = {key: views for key, views in self._kept.items() if key[0] != "painted"}
 
     def _give_geometry(self) -> None:
         """The head's depth for a noise sampler that asks for it, once."""
