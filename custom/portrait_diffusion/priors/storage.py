@@ -61,7 +61,7 @@ def load_spec(path: str | Path, kind: str) -> PriorSpec:
     header = read_header(path)
     if header.get("kind") != kind:
         found = str(header.get("kind"))[:40]
-        raise UsageError(f"{path} holds '{found}' weights, expected '{kind}'; check the path in the config.")
+        raise UsageError(f"{path} holds '{found}' weights, expected '{kind}'; check the path and system.prior.type.")
     try:
         values = json.loads(header["spec"])
         spec = PriorSpec(**{k: v for k, v in values.items() if k in PriorSpec.__dataclass_fields__})
