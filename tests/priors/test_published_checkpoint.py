@@ -252,6 +252,7 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "old.pkl").write_bytes(b"\x80\x03cdnnlib.tflib.network\nNetwork\n.")
     assert "TensorFlow" in refused(tmp_path / "old.pkl")
     assert "does not exist" in refused(tmp_path / "none.pkl")
+    assert "is a folder" in refused(tmp_path)
     dump(tmp_path / "dict.pkl", {"G_ema": {"a": 1}})
     assert "holds no generator" in refused(tmp_path / "dict.pkl")
 
@@ -357,6 +358,8 @@ def test_converted_files_are_checked(tmp_path):
     write_published(tmp_path / "net.pkl", "eg3d")
     cli.main(["convert-prior", str(tmp_path / "net.pkl")])
     data = (tmp_path / "net.safetensors").read_bytes()
+    (tmp_path / "renamed.pkl").write_bytes(data)
+    assert open_checkpoint(tmp_path / "renamed.pkl").family == "eg3d"
     (tmp_path / "cut.safetensors").write_bytes(data[:-5])
     assert "no readable safetensors" in refused(tmp_path / "cut.safetensors")
     (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")

@@ -56,6 +56,8 @@ def open_checkpoint(path: str | Path, expected: str | None = None, numbers: bool
     Raises: UsageError, one sentence, for files that are missing, damaged, of another kind or family.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"The prior's checkpoint '{path}' is a folder; name the file in it.")
     if not path.is_file():
         raise UsageError(f"The prior's checkpoint '{path}' does not exist; docs/priors.md says where to get each file.")
     if path.stat().st_size > MAX_BYTES:
@@ -66,13 +68,19 @@ def open_checkpoint(path: str | Path, expected: str | None = None, numbers: bool
         raise UsageError(
             f"{path} is a zip archive of torch.save, not the authors' .pkl of a whole generator; {SOURCE}."
         )
-    found = _converted(path, numbers) if path.suffix == ".safetensors" else _published(path, numbers)
+    found = _converted(path, numbers) if _is_safetensors(path, start) else _published(path, numbers)
     if expected is not None and found.family != expected:
         raise UsageError(
             f"{path} is a {FACTS[found.family].title} generator, but prior.type is '{expected}'; set prior.type to "
             f"'{found.family}' or give another file."
         )
     return found
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    """Whether a file is of that kind, by its name or by its first bytes: the length of a header, then JSON."""
+    length = int.from_bytes(start[:8], "little")
+    return path.suffix == ".safetensors" or (start[8:9] == b"{" and length < path.stat().st_size)
 
 
 # ---- published pickles -------------------------------------------------------------------------------------------
