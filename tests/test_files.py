@@ -1,6 +1,14 @@
 """Files appear whole or not at all."""
 import pytest
-from portrait_diffusion.files import PARTIAL_PREFIX, atomic_path, remove_partial_files, write_bytes, write_text
+import torch
+from portrait_diffusion.files import (
+    PARTIAL_PREFIX,
+    atomic_path,
+    remove_partial_files,
+    save_tensors,
+    write_bytes,
+    write_text,
+)
 
 
 def test_the_target_appears_at_the_end_and_nothing_is_left(tmp_path):
@@ -30,6 +38,25 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
         with atomic_path(tmp_path / "a.txt"):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
+    """safetensors wraps what the system says; the command line answers OSError."""
+    import errno
+
+    import safetensors.torch
+
+    def full(*arguments, **keywords):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {"kind": "x"})
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename.endswith("a.safetensors")
+    monkeypatch.undo()
+    assert safetensors.torch.load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_contents_are_written_as_they_are(tmp_path):

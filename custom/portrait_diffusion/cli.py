@@ -299,13 +299,13 @@ def describe_run(
     from . import host
 
     config = pipeline.config
-    fit, export = config.system.inversion, config.system.exporter
+    export = config.system.exporter
     views = len(export.view_azimuths_deg) * len(export.view_elevations_deg)
     rows = {
         **({"from": origin} if origin else {}),
         "photo": str(image),
         "output": f"{out}{' (exists, would be continued)' if out.is_dir() else ''}",
-        "fit": f"{fit.latent_steps} steps at {fit.latent_size} px, then {fit.detail_steps} at {fit.detail_size} px",
+        "fit": describe_fit(config.system),
         "export": f"mesh from {export.mesh.resolution}^3 cells, {views} views and {export.turntable.frames} frames of "
         f"video at {export.render_size} px",
         "weights": ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in weights),
@@ -314,6 +314,17 @@ def describe_run(
     table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
     plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
     return f"{table}\n\n{plain}\n" + ("" if origin else "All inputs are in order; nothing was written.")
+
+
+def describe_fit(system) -> str:
+    """Steps of the fit of the bundled prior, or of a published one."""
+    if system.prior.type == "bundled":
+        fit = system.inversion
+        return f"{fit.latent_steps} steps at {fit.latent_size} px, then {fit.detail_steps} at {fit.detail_size} px"
+    fit = system.published_fit
+    tuning = {"planes": "on its planes", "generator": "on its weights"}.get(fit.tuning)
+    after = f", then {fit.tuning_steps} {tuning}" if tuning else ""
+    return f"{system.prior.type}, {fit.latent_steps} steps at {fit.size} px{after}; at most {fit.attempts} starts"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -341,6 +352,12 @@ def smaller_setting(stage: str, config) -> str:
         },
     }
     before = {"preview": "detail", "metrics": "export"}  # preview reports when it is over: the fit comes next
+    if config.system.prior.type != "bundled":
+        published, before["preview"] = config.system.published_fit, "latent"
+        settings["latent"] = settings["tuning"] = {
+            "system.published_fit.ray_chunk": max(64, published.ray_chunk // 2),
+            "system.published_fit.size": max(32, published.size // 2),
+        }
     chosen = settings.get(before.get(stage, stage), settings["export"])
     return " ".join(f"{key}={value}" for key, value in chosen.items())
 

@@ -6,6 +6,7 @@ leaves ``.partial-PID-NAME`` behind, which `remove_partial_files` deletes.
 """
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,25 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file with \\n line ends atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def save_tensors(path: str | Path, tensors: dict, metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Args: tensors: name -> contiguous tensor; metadata: texts for the header.
+    Raises: OSError for a full disk or a folder that can't be written, which safetensors wraps in an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as partial:
+        try:
+            save_file(tensors, str(partial), metadata=metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def sha256_file(path: str | Path) -> str:

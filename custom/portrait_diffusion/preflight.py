@@ -1,5 +1,5 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
-from .errors import EnvironmentProblem, UsageError
+from .errors import EnvironmentProblem
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .optional import require
@@ -8,16 +8,17 @@ from .systems.stages import Schedule
 
 
 def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
-    """Look for what this configuration will use; nothing large is loaded.
+    """Look for what this configuration will use; nothing large is kept.
 
     Returns: (file name, bytes) of the weights that will be read.
     Raises: EnvironmentProblem for a missing package, model file or weights file, with the command that brings it;
-        UsageError for a file that is no such weights file.
+        UsageError for a file that is no such weights file, or of another kind of prior than the configuration names.
     """
     from .evaluation.stlpips import find_weights
     from .photo.detect import yunet_path
     from .photo.matte import choose_matte
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
+    from .priors.published.adapter import check_prior
     from .priors.storage import load_spec
 
     require("cv2", extra="photo", package="opencv-python-headless")
@@ -28,10 +29,10 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
     files = [yunet_path()]
     published = config.system.prior.type != "bundled"
     for path, kind in zip(prior_paths(config.system.prior), ("generator", "encoder")):
-        if not published:
+        if published:
+            check_prior(path, config.system.prior.type)
+        else:
             load_spec(path, kind)
-        elif not path.is_file():
-            raise UsageError(f"system.prior.checkpoint '{path}' does not exist; docs/priors.md says where to get it.")
         files.append(path)
     if choose_matte(config.data.matte) == "network":
         load_matte_net()

@@ -10,6 +10,7 @@ LABELS = {
     "preview": "first look",
     "latent": "fit the head",
     "detail": "add the photo's detail",
+    "tuning": "tune the head to the photo",
     "mesh": "extract the mesh",
     "views": "render views",
     "turntable": "render the turntable",

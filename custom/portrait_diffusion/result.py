@@ -13,10 +13,11 @@ from . import host
 from .errors import UsageError
 from .export.bundle import ExportResult, PhotoInfo, export_all
 from .export.fields import FieldFns
-from .files import atomic_path
+from .files import atomic_path, save_tensors
 from .inversion.camera import PhotoCamera
 from .ops.cameras import canonical_fovy, orbit_c2w
 from .photo.prepare import PreparedPhoto
+from .priors.published.families import facts_of
 from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
 from .settings import PipelineConfig, load_pipeline_config, prior_paths, typed
 
@@ -100,8 +101,9 @@ class PortraitResult:
         weights = dict(zip(("prior", "encoder"), prior_paths(prior)))
         return export_all(
             out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
-            overrides=overrides, metrics=metrics, seeds={"seed": config.seed}, weights=weights, timings_s=self.timings,
-            command=command, device=self.device, field_id=self.field_id(), base_dir=out, progress=tell,
+            overrides=overrides, metrics=metrics, warnings=prior_terms(prior.type), seeds={"seed": config.seed},
+            weights=weights, timings_s=self.timings, command=command, device=self.device, field_id=self.field_id(),
+            base_dir=out, progress=tell,
         )  # fmt: skip
 
     @classmethod
@@ -110,15 +112,20 @@ class PortraitResult:
         return load_head(Path(run_dir), device)
 
 
+def prior_terms(kind: str) -> list[str]:
+    """What a report must say of a published prior: its weights' licence, and whom to cite. Args: kind: its type."""
+    if kind == "bundled":
+        return []
+    facts = facts_of(kind)
+    return [f"Made with {facts.title}. Licence of its weights: {facts.licence}. Please cite: {facts.citation}."]
+
+
 def save_head(result: PortraitResult, out: Path) -> None:
     """Planes, decoder and the photo's camera as one safetensors file with the configuration in its header."""
-    from safetensors.torch import save_file
-
     state = {f"geometry.{k}": v.detach().cpu().contiguous() for k, v in result.geometry.state_dict().items()}
     state |= {f"camera.{k}": v.detach().cpu().contiguous() for k, v in result.camera.state_dict().items()}
     header = {"config": json.dumps(result.raw_config), "geometry": json.dumps(dict(plain(result.geometry.cfg)))}
-    with atomic_path(out / HEAD_FILE) as partial:
-        save_file(state, str(partial), metadata=header)
+    save_tensors(out / HEAD_FILE, state, header)
 
 
 def load_head(run_dir: Path, device: str | None) -> PortraitResult:

@@ -13,6 +13,8 @@ from portrait_diffusion.errors import OutOfMemory
 from portrait_diffusion.progress import Quiet
 from portrait_diffusion.settings import load_pipeline_config
 
+PANOHEAD = ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"]
+
 
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as left:
@@ -71,6 +73,14 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys
 def test_dry_run_tells_that_a_run_would_be_continued(tmp_path, capsys):
     assert cli.main(["--image", str(PHOTO), "--out", str(tmp_path), "--dry-run"]) == 0
     assert "would be continued" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_published_prior_names_its_own_steps():
+    def plan(*words):
+        return cli.describe_fit(load_pipeline_config(None, [*PANOHEAD, *words])[0].system)
+
+    assert plan() == "panohead, 150 steps at 64 px, then 300 on its planes; at most 2 starts"
+    assert plan("system.published_fit.tuning=none") == "panohead, 150 steps at 64 px; at most 2 starts"
 
 
 @pytest.mark.parametrize("name", [None, "portrait-mini"])
@@ -155,11 +165,15 @@ def test_another_runtime_error_is_not_called_lack_of_memory(tmp_path):
         make(FakePipeline(fail), tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["photo", "preview", "latent", "detail", "mesh", "glb", "views", "metrics"])
-def test_smaller_settings_are_valid_and_smaller(stage):
-    config, _ = load_pipeline_config()
+@pytest.mark.parametrize(("stage", "prior"), [
+    *((stage, []) for stage in ("photo", "preview", "latent", "detail", "mesh", "glb", "views", "metrics")),
+    *((stage, PANOHEAD) for stage in ("preview", "latent", "tuning", "mesh")),
+])  # fmt: skip
+def test_smaller_settings_are_valid_and_smaller(stage, prior):
+    config, _ = load_pipeline_config(None, prior)
     overrides = cli.smaller_setting(stage, config).split()
-    smaller, _ = load_pipeline_config(None, overrides)
+    assert ("published_fit" in overrides[0]) == (prior != [] and stage != "mesh")
+    smaller, _ = load_pipeline_config(None, [*prior, *overrides])
     for override in overrides:
         path = override.split("=")[0].split(".")
         before, after = config, smaller

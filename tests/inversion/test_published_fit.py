@@ -186,6 +186,10 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
     assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
     save_head(result, tmp_path / "out")
+    told = {}
+    monkeypatch.setattr("portrait_diffusion.result.export_all", lambda *a, **settings: told.update(settings))
+    result.save(tmp_path / "out")
+    assert "CC BY-NC-SA 4.0" in told["warnings"][0] and "An et al." in told["warnings"][0]
     again = PortraitResult.load(tmp_path / "out")
     for key, value in result.geometry.state_dict().items():
         torch.testing.assert_close(again.geometry.state_dict()[key], value)

@@ -147,6 +147,77 @@ def test_a_memo_bomb_is_refused(tmp_path):
     assert "larger than any published" in refused(tmp_path / "net.pkl")
 
 
+def doubled(times: int) -> list:
+    """A list of lists that is short in a pickle and 2**times long when its parts are copied one by one."""
+    value: list = ["x"]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def test_repetition_asks_for_no_memory(tmp_path):
+    """Arguments, modules and names that refer to the same thing again and again stay small or are refused."""
+    value = published_object("eg3d", random_state(tiny_sizes("eg3d")))
+    generator = value["G_ema"]
+    generator.values["rendering_kwargs"]["notes"] = doubled(30)
+    generator.values["neural_rendering_resolution"] = doubled(30)
+    dump(tmp_path / "net.pkl", value)
+    found = open_checkpoint(tmp_path / "net.pkl")
+    assert len(json.dumps(found.arguments)) < 20_000
+    with pytest.raises(UsageError, match="neural_rendering_resolution") as caught:
+        generator_of(found)
+    one_sentence(caught.value)
+    nested = Persistent("A", {"_modules": {}}, "")
+    for _ in range(25):
+        nested = Persistent("A", {"_modules": {"a": nested, "b": nested}}, "")
+    dump(tmp_path / "net.pkl", {"G_ema": nested})
+    assert "more than 10000 modules" in refused(tmp_path / "net.pkl")
+    dump(tmp_path / "net.pkl", {"G_ema": Persistent(doubled(30), {}, "")})
+    assert "no generator of the EG3D family" in refused(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize(
+    "opening,call,expected",
+    [
+        ("cbuiltins\nset\n", "set", "a set is not one of names"),
+        ("ctorch\nSize\n", "Size", "malformed shape"),
+        ("ccollections\nOrderedDict\n", "dict", "no well-formed checkpoint"),
+        ("cdnnlib.util\nEasyDict\n", "dict", "no well-formed checkpoint"),
+    ],
+)
+def test_long_copies_are_refused(opening, call, expected, tmp_path):
+    """A call that copies a long list takes four bytes in a pickle, and could stand there a million times."""
+    items = b"]q\x00(" + b"K\x01" * 5000 + b"e0"
+    if call == "dict":
+        items = b"}q\x00(" + b"".join(b"K%cK\x01" % i for i in range(200)) + b"u0"
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x03" + items + opening.encode() + b"h\x00\x85R.")
+    assert expected in refused(tmp_path / "net.pkl")
+
+
+def test_encoded_bytes_are_no_more_than_the_file(tmp_path):
+    text = b"X" + struct.pack("<I", 5000) + b"a" * 5000 + b"q\x000"
+    call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x03" + text + b"(" + call * 20 + b"t.")
+    assert "more memory than the file has bytes" in refused(tmp_path / "net.pkl")
+
+
+def test_numbers_and_names_no_one_could_print(tmp_path):
+    value = published_object("eg3d", random_state(tiny_sizes("eg3d")))
+    value["G_ema"].values["rendering_kwargs"] |= {"ray_start": 10**6000, "n": 10**6000, 7: 1}
+    dump(tmp_path / "net.pkl", value)
+    assert "n" in open_checkpoint(tmp_path / "net.pkl").arguments
+    with pytest.raises(UsageError, match="ray_start"):
+        generator_of(open_checkpoint(tmp_path / "net.pkl"))
+    value = published_object("eg3d", random_state(tiny_sizes("eg3d")) | {"a\nb\x1b[2J.weight": torch.zeros(2)})
+    value["G_ema"].values["_non_persistent_buffers_set"] = 5
+    dump(tmp_path / "net.pkl", value)
+    with pytest.raises(UsageError, match=r"a\?b\?\[2J") as caught:
+        generator_of(open_checkpoint(tmp_path / "net.pkl"))
+    one_sentence(caught.value)
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04X\x03\x00\x00\x00a\nbX\x02\x00\x00\x00\x1bc\x93.")
+    assert "asks for 'a?b.?c'" in refused(tmp_path / "net.pkl")
+
+
 def test_tensors_and_functions_take_no_state(tmp_path):
     tensor = torch.zeros(3)
 
@@ -181,6 +252,7 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "old.pkl").write_bytes(b"\x80\x03cdnnlib.tflib.network\nNetwork\n.")
     assert "TensorFlow" in refused(tmp_path / "old.pkl")
     assert "does not exist" in refused(tmp_path / "none.pkl")
+    assert "is a folder" in refused(tmp_path)
     dump(tmp_path / "dict.pkl", {"G_ema": {"a": 1}})
     assert "holds no generator" in refused(tmp_path / "dict.pkl")
 
@@ -236,6 +308,39 @@ def test_converting(family, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.pkl", "net.safetensors"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_and_shapes_alone(family, tmp_path, monkeypatch):
+    """Without the numbers, a file is as large as it is but nothing of it is turned into tensors that hold memory."""
+    state = write_published(tmp_path / "net.pkl", family)
+    assert cli.main(["convert-prior", str(tmp_path / "net.pkl")]) == 0
+    whole = open_checkpoint(tmp_path / "net.pkl")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("numbers were read"))
+    for file in ("net.pkl", "net.safetensors"):
+        found = open_checkpoint(tmp_path / file, family, numbers=False)
+        assert {k: tuple(v.shape) for k, v in found.state.items()} == {k: tuple(v.shape) for k, v in state.items()}
+        assert all(value.is_meta for value in found.state.values())
+        assert (found.arguments, found.raw_resolution) == (whole.arguments, whole.raw_resolution)
+        assert generator_of(found).options == generator_of(whole).options
+
+
+def test_a_converted_file_cannot_call_itself_a_published_one(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    write_published(tmp_path / "net.pkl", "eg3d")
+    cli.main(["convert-prior", str(tmp_path / "net.pkl")])
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as handle:
+        facts = json.loads(handle.metadata()["facts"])
+        state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    for change, name in (({"name": "published.pkl"}, ""), ({"sha256": "\x1b[2J"}, None)):
+        header = {"kind": "published-prior", "facts": json.dumps(facts | change)}
+        save_file(state, tmp_path / "forged.safetensors", header)
+        if name is None:
+            assert "sha256 is none" in refused(tmp_path / "forged.safetensors")
+        else:
+            assert open_checkpoint(tmp_path / "forged.safetensors").name == name
+
+
 def test_converting_leaves_nothing_of_a_bad_file(tmp_path, capsys, monkeypatch):
     (tmp_path / "net.pkl").write_bytes(b"\x80\x04N.")
     assert cli.main(["convert-prior", str(tmp_path / "net.pkl")]) == 2
@@ -253,6 +358,8 @@ def test_converted_files_are_checked(tmp_path):
     write_published(tmp_path / "net.pkl", "eg3d")
     cli.main(["convert-prior", str(tmp_path / "net.pkl")])
     data = (tmp_path / "net.safetensors").read_bytes()
+    (tmp_path / "renamed.pkl").write_bytes(data)
+    assert open_checkpoint(tmp_path / "renamed.pkl").family == "eg3d"
     (tmp_path / "cut.safetensors").write_bytes(data[:-5])
     assert "no readable safetensors" in refused(tmp_path / "cut.safetensors")
     (tmp_path / "bomb.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")

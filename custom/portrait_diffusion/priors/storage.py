@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import EnvironmentProblem, UsageError
-from ..files import atomic_path
+from ..files import save_tensors
 from .networks import PriorSpec
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -26,13 +26,10 @@ def save_weights(module: nn.Module, path: str | Path, spec: PriorSpec, kind: str
         info: strings for the header (steps, date, data).
     Returns: the path.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     state = {k: v.detach().cpu().to(torch.float16).contiguous() for k, v in module.state_dict().items()}
     header = {"kind": kind, "spec": json.dumps(asdict(spec)), **{k: str(v) for k, v in (info or {}).items()}}
-    with atomic_path(path) as partial:
-        save_file(state, str(partial), metadata=header)
+    save_tensors(path, state, header)
     return path
 
 
@@ -61,7 +58,7 @@ def load_spec(path: str | Path, kind: str) -> PriorSpec:
     header = read_header(path)
     if header.get("kind") != kind:
         found = str(header.get("kind"))[:40]
-        raise UsageError(f"{path} holds '{found}' weights, expected '{kind}'; check the path in the config.")
+        raise UsageError(f"{path} holds '{found}' weights, expected '{kind}'; check the path and system.prior.type.")
     try:
         values = json.loads(header["spec"])
         spec = PriorSpec(**{k: v for k, v in values.items() if k in PriorSpec.__dataclass_fields__})

@@ -13,6 +13,7 @@ from ...ops.triplane import DecoderWeights
 from .checkpoint import Checkpoint, open_checkpoint
 from .convert import generator_of
 from .families import RADIUS, Family, facts_of
+from .generator import PublishedGenerator
 from .image import frontal_label
 from .sizes import RenderOptions
 
@@ -77,6 +78,27 @@ def fold_decoder(weights: tuple, colour_map: tuple[Tensor, Tensor] | None) -> De
     )  # fmt: skip
 
 
+def check_usable(generator: PublishedGenerator, path: Path) -> None:
+    """Raise UsageError for a generator that works but makes no head of this project."""
+    if generator.options.white_back:
+        raise UsageError(f"{path} renders over white, as no head model does; give a file listed in docs/priors.md.")
+    sizes = generator.sizes
+    if sizes.family == "panohead" and sizes.plane_channels == 3 * sizes.decoder[0]:
+        raise UsageError(
+            f"{path} is PanoHead's ablation with one layer of depth, which the geometry cannot hold; use the file with "
+            "three layers (docs/priors.md)."
+        )
+
+
+def check_prior(path: str | Path, family: str) -> None:
+    """Raise the UsageError that `PublishedPrior.open` would raise for a file's kind, names, shapes or arguments.
+
+    Its numbers are not looked at, so that this takes a fraction of a second.
+    """
+    checkpoint = open_checkpoint(path, family, numbers=False)
+    check_usable(generator_of(checkpoint), checkpoint.path)
+
+
 class PublishedPrior(nn.Module):
     """A published generator with the calls that inversion and pipeline need.
 
@@ -88,15 +110,7 @@ class PublishedPrior(nn.Module):
     def __init__(self, checkpoint: Checkpoint):
         super().__init__()
         self.generator = generator_of(checkpoint)
-        if self.generator.options.white_back:
-            raise UsageError(f"{checkpoint.path} renders over white, as no head model does; give a file listed in "
-                             "docs/priors.md.")  # fmt: skip
-        sizes = self.generator.sizes
-        if sizes.family == "panohead" and sizes.plane_channels == 3 * sizes.decoder[0]:
-            raise UsageError(
-                f"{checkpoint.path} is PanoHead's ablation with one layer of depth, which the geometry cannot hold; "
-                "use the file with three layers (docs/priors.md)."
-            )
+        check_usable(self.generator, checkpoint.path)
         self.family, self.facts = checkpoint.family, facts_of(checkpoint.family)
         with torch.no_grad():  # PanoHead's projector takes the shift of the mean latent too
             mean = self.generator.backbone.mapping.w_avg.new_zeros(1, self.generator.sizes.z_dim)
@@ -167,8 +181,9 @@ def announce(checkpoint: Checkpoint, facts: Family) -> None:
         return
     _announced.add(checkpoint.sha256)
     name = f"the published file {checkpoint.name}" if checkpoint.name else "no published file that is known here"
+    says = ", by its header made from SHA-256" if checkpoint.path.suffix == ".safetensors" else ": SHA-256"
     log.warning(
-        "prior %s from %s: SHA-256 %s (%s). Licence: %s. Please cite: %s.", facts.title, checkpoint.path.name,
+        "prior %s from %s%s %s (%s). Licence: %s. Please cite: %s.", facts.title, checkpoint.path.name, says,
         checkpoint.sha256, name, facts.licence, facts.citation,
     )  # fmt: skip
     for note in checkpoint.notes:

@@ -1,7 +1,9 @@
 """A published or converted file as names, tensors and arguments, checked; nothing in it is executed."""
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from ...errors import UsageError
 from ...files import sha256_file
 from ...ops.plane_layouts import AXES
 from .families import FACTS, known_file
+from .plain_values import DEEPEST, plain, shown
 from .safe_pickle import SOURCE, Held, Record, read_pickle
 from .sizes import sizes_of
 
 MAX_BYTES = 4 << 30
-DEEPEST = 32
+MOST_MODULES = 10_000
 DROPPED = "renderer."
 """Prefix of what is not needed: the pyramid's body model."""
 KIND = "published-prior"
@@ -29,7 +32,8 @@ class Checkpoint:
     Attributes:
         family: by the names of its tensors; state: published names to tensors, without the prefix ``renderer.``.
         arguments: rendering_kwargs, plain values; raw_resolution: of its volume-rendered images, None if not said.
-        sha256: of the published file; path: where this came from; name: of the published file if its checksum is known.
+        sha256: of the published file, for a converted one as its header has it; empty if the numbers were not read.
+        path: where this came from; name: of the published file if its checksum is known.
     """
 
     family: str
@@ -42,13 +46,18 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
 
-def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, expected: str | None = None, numbers: bool = True) -> Checkpoint:
     """Read a published ``.pkl`` or a converted ``.safetensors`` (see `convert`).
 
-    Args: expected: family that it must be of, or None.
+    Args:
+        expected: family that it must be of, or None.
+        numbers: False reads names, shapes and arguments alone, in a fraction of the time: the tensors are on the device
+            ``meta``, and nothing is said of checksums.
     Raises: UsageError, one sentence, for files that are missing, damaged, of another kind or family.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"The prior's checkpoint '{path}' is a folder; name the file in it.")
     if not path.is_file():
         raise UsageError(f"The prior's checkpoint '{path}' does not exist; docs/priors.md says where to get each file.")
     if path.stat().st_size > MAX_BYTES:
@@ -59,7 +68,7 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
         raise UsageError(
             f"{path} is a zip archive of torch.save, not the authors' .pkl of a whole generator; {SOURCE}."
         )
-    found = _converted(path) if path.suffix == ".safetensors" else _published(path)
+    found = _converted(path, numbers) if _is_safetensors(path, start) else _published(path, numbers)
     if expected is not None and found.family != expected:
         raise UsageError(
             f"{path} is a {FACTS[found.family].title} generator, but prior.type is '{expected}'; set prior.type to "
@@ -68,21 +77,33 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
     return found
 
 
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    """Whether a file is of that kind, by its name or by its first bytes: the length of a header, then JSON."""
+    length = int.from_bytes(start[:8], "little")
+    return path.suffix == ".safetensors" or (start[8:9] == b"{" and length < path.stat().st_size)
+
+
 # ---- published pickles -------------------------------------------------------------------------------------------
-def _published(path: Path) -> Checkpoint:
-    generator = _generator_record(read_pickle(path), path)
-    tensors = {name: held.tensor for name, held in _tensors(generator, path)}
-    state = {name: value for name, value in tensors.items() if not name.startswith(DROPPED)}
+def _published(path: Path, numbers: bool) -> Checkpoint:
+    generator = _generator_record(read_pickle(path, numbers), path)
+    state = {name: held.tensor for name, held in _tensors(generator, path)}
     _check_values(state, path)
     family = _family(state, path)
-    arguments = _arguments(generator.state)
-    size = generator.state.get("neural_rendering_resolution")
-    sha256 = sha256_file(path)
+    size = plain(generator.state.get("neural_rendering_resolution"))
+    found = Checkpoint(family, state, _arguments(generator.state), size, "", path)
+    if not numbers:
+        return found
+    found.sha256 = sha256_file(path)
+    found.name, found.notes = _known_name(found.sha256, family), _axes_notes(generator, family)
+    if not found.name and FACTS[family].files:
+        found.notes.append("its SHA-256 is none of the published files' (a fine-tuned or damaged file?)")
+    return found
+
+
+def _known_name(sha256: str, family: str) -> str:
+    """File name of a published file of a family, empty for another checksum."""
     known = known_file(sha256)
-    notes = _axes_notes(generator, family)
-    if known is None and FACTS[family].files:
-        notes.append("its SHA-256 is none of the published files' (a fine-tuned or damaged file?)")
-    return Checkpoint(family, state, arguments, size, sha256, path, known[1] if known else "", notes)
+    return known[1] if known is not None and known[0] == family else ""
 
 
 def _generator_record(root: Any, path: Path) -> Record:
@@ -94,36 +115,54 @@ def _generator_record(root: Any, path: Path) -> Record:
     return root
 
 
-def _tensors(record: Record, path: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Held]]:
-    """Parameters and persistent buffers of a module's record and of its children, by their published names."""
-    if depth > DEEPEST:
-        raise UsageError(f"{path} nests modules deeper than {DEEPEST}; {SOURCE}.")
-    state = record.state if isinstance(record.state, dict) else {}
-    skipped = state.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        values = state.get(kind) or {}
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}: '{kind}' of '{prefix or 'the generator'}' is no dictionary; {SOURCE}.")
-        for name, value in values.items():
-            if value is None or (kind == "_buffers" and name in skipped):
-                continue
-            if not isinstance(value, Held) or value.is_storage or not isinstance(name, str):
-                raise UsageError(f"{path}: '{prefix}{str(name)[:60]}' is no tensor; {SOURCE}.")
-            yield f"{prefix}{name}", value
-    children = state.get("_modules") or {}
-    if not isinstance(children, dict):
-        raise UsageError(f"{path}: the modules of '{prefix or 'the generator'}' are no dictionary; {SOURCE}.")
-    for name, child in children.items():
-        if isinstance(child, Record):
-            yield from _tensors(child, path, f"{prefix}{name}.", depth + 1)
+def _tensors(generator: Record, path: Path) -> Iterator[tuple[str, Held]]:
+    """Parameters and persistent buffers of a module's record and of its children, by their published names.
+
+    What is below `DROPPED` is not looked at. A module in many places counts in each: small pickles can hold vast trees.
+    """
+    left = [("", generator, 0)]
+    modules = 0
+    while left:
+        prefix, record, depth = left.pop()
+        modules += 1
+        here = shown(prefix, 80) or "the generator"
+        if depth > DEEPEST:
+            raise UsageError(f"{path} nests modules deeper than {DEEPEST}; {SOURCE}.")
+        if modules + len(left) > MOST_MODULES:
+            raise UsageError(f"{path} has more than {MOST_MODULES} modules; {SOURCE}.")
+        state = record.state if isinstance(record.state, dict) else {}
+        skipped = state.get("_non_persistent_buffers_set")
+        skipped = skipped if isinstance(skipped, set) else set()
+        for kind in ("_parameters", "_buffers"):
+            values = state.get(kind) or {}
+            if not isinstance(values, dict):
+                raise UsageError(f"{path}: '{kind}' of '{here}' is no dictionary; {SOURCE}.")
+            for name, value in values.items():
+                if value is None or (kind == "_buffers" and name in skipped):
+                    continue
+                if not isinstance(value, Held) or value.is_storage or not isinstance(name, str):
+                    label = shown(name, 60) if isinstance(name, str) else "a nameless entry"
+                    raise UsageError(f"{path}: '{label}' of '{here}' is no tensor; {SOURCE}.")
+                yield f"{prefix}{name}", value
+        children = state.get("_modules") or {}
+        if not isinstance(children, dict):
+            raise UsageError(f"{path}: the modules of '{here}' are no dictionary; {SOURCE}.")
+        inner = [
+            (f"{prefix}{name}.", child, depth + 1) for name, child in islice(children.items(), MOST_MODULES)
+            if isinstance(child, Record) and isinstance(name, str)
+        ]  # fmt: skip
+        left += reversed([item for item in inner if not item[0].startswith(DROPPED)])
 
 
 def _check_values(state: dict[str, Tensor], path: Path) -> None:
+    """Raise UsageError for numbers that are no floating point, or, where they have been read, not finite."""
     for name, value in state.items():
         if not value.is_floating_point():
-            raise UsageError(f"{path}: '{name[:80]}' holds {value.dtype} numbers, expected floating point; {SOURCE}.")
-        if not torch.isfinite(value).all():
-            raise UsageError(f"{path}: '{name[:80]}' holds values that are not finite; download the file again.")
+            raise UsageError(
+                f"{path}: '{shown(name, 80)}' holds {value.dtype} numbers, expected floating point; {SOURCE}."
+            )
+        if not value.is_meta and not torch.isfinite(value).all():
+            raise UsageError(f"{path}: '{shown(name, 80)}' holds values that are not finite; download the file again.")
 
 
 def _family(state: dict[str, Tensor], path: Path) -> str:
@@ -131,17 +170,6 @@ def _family(state: dict[str, Tensor], path: Path) -> str:
         return sizes_of({name: tuple(value.shape) for name, value in state.items()}).family
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """Numbers, texts, lists and dictionaries as they are; anything else as None."""
-    if depth > DEEPEST:
-        return None
-    if isinstance(value, dict):
-        return {str(k)[:100]: plain(v, depth + 1) for k, v in value.items() if isinstance(k, str | int)}
-    if isinstance(value, list | tuple):
-        return [plain(v, depth + 1) for v in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else None
 
 
 def _arguments(state: dict) -> dict:
@@ -173,13 +201,14 @@ def _axes_notes(generator: Record, family: str) -> list[str]:
 
 
 # ---- converted files ---------------------------------------------------------------------------------------------
-def _converted(path: Path) -> Checkpoint:
+def _converted(path: Path, numbers: bool) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as handle:
             header = handle.metadata() or {}
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            read = handle.get_tensor if numbers else lambda name: _unread(handle.get_slice(name))
+            state = {name: read(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is no readable safetensors file ({error}); convert the .pkl again.") from error
     if header.get("kind") != KIND:
@@ -189,10 +218,19 @@ def _converted(path: Path) -> Checkpoint:
         )
     try:
         facts = json.loads(header["facts"])
-        arguments, size, sha256 = facts["arguments"], facts["raw_resolution"], str(facts["sha256"])
+        arguments, size, sha256 = plain(facts["arguments"]), plain(facts["raw_resolution"]), str(facts["sha256"])
         if not isinstance(arguments, dict):
             raise TypeError("arguments are no dictionary")
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError("sha256 is none")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"The header of {path} cannot be used ({error}); convert the published file again.") from error
     _check_values(state, path)
-    return Checkpoint(_family(state, path), state, arguments, size, sha256, path, str(facts.get("name", ""))[:200])
+    family = _family(state, path)
+    return Checkpoint(family, state, arguments, size, sha256, path, _known_name(sha256, family))
+
+
+def _unread(part: Any) -> Tensor:
+    """A tensor of a safetensors file without its numbers."""
+    dtype = torch.float32 if "F" in part.get_dtype() else torch.int64
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...errors import UsageError
-from ...files import atomic_path, write_text
+from ...files import save_tensors, write_text
 from .checkpoint import KIND, Checkpoint, open_checkpoint
 from .families import FACTS
 from .generator import PublishedGenerator
@@ -42,13 +42,10 @@ def convert(source: Path, target: Path) -> dict:
 
     Returns: `describe`. Raises: UsageError, see `open_checkpoint`; nothing is written then.
     """
-    from safetensors.torch import save_file
-
     checkpoint = open_checkpoint(source)
     facts = describe(checkpoint)
     state = {name: value.detach().clone().contiguous() for name, value in checkpoint.state.items()}
-    with atomic_path(target) as partial:
-        save_file(state, str(partial), metadata={"kind": KIND, "facts": json.dumps(facts)})
+    save_tensors(target, state, {"kind": KIND, "facts": json.dumps(facts)})
     write_text(target.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
     return facts | {"notes": checkpoint.notes}
 

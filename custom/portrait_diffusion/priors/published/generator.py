@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .layers import FullyConnected, PlainConv1x1, ToRGB, low_pass_kernel
+from .plain_values import shown
 from .pyramid import PyramidSynthesis
 from .sizes import POSE_BRANCH, RenderOptions, Sizes
 from .synthesis import Mapping, SuperResolution, Synthesis
@@ -142,8 +143,8 @@ def check_state(got: dict[str, tuple[int, ...]], generator: nn.Module, family: s
         raise UsageError(f"The {family} checkpoint lacks '{key}'; the file is incomplete, download it again.")
     for key in got.keys() - wanted.keys():
         raise UsageError(
-            f"The {family} checkpoint holds '{key[:80]}', which this network has no place for; give a file listed in "
-            "docs/priors.md."
+            f"The {family} checkpoint holds '{shown(key, 80)}', which this network has no place for; give a file "
+            "listed in docs/priors.md."
         )
     for key, shape in wanted.items():
         if got[key] != shape:
@@ -152,9 +153,14 @@ def check_state(got: dict[str, tuple[int, ...]], generator: nn.Module, family: s
 
 
 def check_filters(state: dict[str, Tensor], family: str) -> None:
-    """Raise UsageError unless every stored low-pass filter is the published one, which the layers have built in."""
+    """Raise UsageError unless every stored low-pass filter is the published one, which the layers have built in.
+
+    Filters whose numbers have not been read (device ``meta``) pass.
+    """
     for key, value in state.items():
-        if key.endswith("resample_filter") and not torch.allclose(value.float().cpu(), low_pass_kernel(), atol=1e-6):
+        if not key.endswith("resample_filter") or value.is_meta:
+            continue
+        if not torch.allclose(value.float().cpu(), low_pass_kernel(), atol=1e-6):
             raise UsageError(
                 f"'{key}' of the {family} checkpoint is not the filter (1, 3, 3, 1) of the published models; give a "
                 "file listed in docs/priors.md."

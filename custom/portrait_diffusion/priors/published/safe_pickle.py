@@ -16,8 +16,11 @@ from typing import Any, BinaryIO
 import torch
 
 from ...errors import UsageError
+from .plain_values import plain, shown
 from .storages import StorageReader
 
+LONGEST_LIST = 64
+"""Items of a set or a shape that is copied."""
 ADVICE = "download the file again from the place that docs/priors.md names"
 SOURCE = "give a file listed in docs/priors.md"
 
@@ -74,11 +77,13 @@ class _Call:
 
 
 class Plain(dict):
-    """Stand-in of ``dnnlib.util.EasyDict``: a dictionary, and nothing else."""
+    """Stand-in of ``dnnlib.util.EasyDict``: an empty dictionary that opcodes fill, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
+        pass
 
 
 def record_class(name: str) -> type[Record]:
@@ -91,7 +96,7 @@ def _persistent(meta: Any) -> Record:
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise Refused("a persistent object is not in the published form")
     record = Record()
-    record.origin, record.state = str(meta.get("class_name"))[:200], meta["state"]
+    record.origin, record.state = str(plain(meta.get("class_name")))[:200], meta["state"]
     return record
 
 
@@ -103,7 +108,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> He
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride) or len(size) > 16:
         raise Refused("a tensor has a malformed shape")
     numbers = (offset, *size, *stride)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= storage.numel() for n in numbers):
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        raise Refused("a tensor has a malformed shape")
+    if not all(0 <= n <= storage.numel() for n in numbers):
         raise Refused(f"a tensor of shape {str(size)[:60]} does not fit its storage of {storage.numel()} numbers")
     count = 1
     for n in size:
@@ -121,11 +128,18 @@ def _parameter(data: Any, *rest: Any) -> Held:
     return data
 
 
-def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
-    """Stand-in of ``_codecs.encode``, which protocol 2 uses for bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Refused("text is encoded in a way that no published file uses")
-    return text.encode("latin1")
+def _names(items: Any = ()) -> set:
+    """Stand-in of ``set``, which protocols 2 and 3 use for the names of buffers."""
+    if not isinstance(items, list) or len(items) > LONGEST_LIST or not all(isinstance(name, str) for name in items):
+        raise Refused("a set is not one of names, as in published files")
+    return set(items)
+
+
+def _shape(numbers: Any = ()) -> tuple:
+    """Stand-in of ``torch.Size``."""
+    if not isinstance(numbers, list | tuple) or len(numbers) > LONGEST_LIST:
+        raise Refused("a tensor has a malformed shape")
+    return tuple(numbers)
 
 
 _NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "b1": "?", "u1": "B"}
@@ -145,14 +159,13 @@ def _allowed() -> dict[tuple[str, str], Any]:
     table: dict[tuple[str, str], Any] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
         ("dnnlib.util", "EasyDict"): Plain,
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _Call(lambda: collections.OrderedDict()),
         ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
         ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-        ("_codecs", "encode"): _Call(_encoded),
-        ("builtins", "set"): set,
-        ("__builtin__", "set"): set,
+        ("builtins", "set"): _Call(_names),
+        ("__builtin__", "set"): _Call(_names),
         ("torch", "float32"): torch.float32,
-        ("torch", "Size"): tuple,
+        ("torch", "Size"): _Call(_shape),
     }
     for package in ("numpy.core.multiarray", "numpy._core.multiarray"):
         table[package, "scalar"] = _Call(_number)
@@ -180,20 +193,35 @@ ALLOWED = _allowed()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Pickle reader that knows `ALLOWED` and storages, and nothing else."""
+    """Pickle reader that knows `ALLOWED`, storages and encoded bytes, and nothing else.
+
+    What it lets a pickle copy is bounded: a few opcodes that repeat a copy of something long would ask for all memory.
+    """
 
     def __init__(self, file: BinaryIO, storages: StorageReader):
         super().__init__(file)
         self.storages = storages
+        self.left = storages.left
+
+    def encoded(self, text: Any, encoding: Any = "latin1") -> bytes:
+        """Stand-in of ``_codecs.encode``, which protocol 2 uses for bytes."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise Refused("text is encoded in a way that no published file uses")
+        self.left -= len(text)
+        if self.left < 0:
+            raise Refused("its encoded bytes take more memory than the file has bytes")
+        return text.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return _Call(lambda data: Held(self.storages.load(data), is_storage=True))
+        if (module, name) == ("_codecs", "encode"):
+            return _Call(self.encoded)
         if (module, name) in ALLOWED:
             return ALLOWED[module, name]
         if module.startswith("dnnlib.tflib"):
             raise Refused("it is a TensorFlow network, of StyleGAN2's time before PyTorch")
-        raise Refused(f"it asks for '{f'{module}.{name}'[:120]}', which no published file does")
+        raise Refused(f"it asks for '{shown(f'{module}.{name}', 120)}', which no published file does")
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused("it refers to objects outside the file")
@@ -219,9 +247,10 @@ def check_opcodes(file: BinaryIO, limit: int = 2_000_000) -> None:
             raise Refused("its list of objects is larger than any published file's")
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, numbers: bool = True) -> Any:
     """The contents of a published pickle, classes replaced by `Record`.
 
+    Args: numbers: False leaves the numbers of the tensors unread (device ``meta``).
     Raises: UsageError, one sentence: a cut-off file, a global that is not on the list, a tensor that does not fit.
     """
     size = path.stat().st_size
@@ -229,7 +258,7 @@ def read_pickle(path: Path) -> Any:
         with open(path, "rb") as file:
             check_opcodes(file)
             file.seek(0)
-            return _Unpickler(file, StorageReader(budget=size)).load()
+            return _Unpickler(file, StorageReader(size, numbers)).load()
     except (Refused, StorageReader.Malformed) as error:
         raise UsageError(f"{path} was not opened: {error}; {SOURCE}.") from error
     except (EOFError, pickle.UnpicklingError, ValueError, IndexError, struct.error) as error:
@@ -248,4 +277,4 @@ def read_pickle_bytes(data: bytes, budget: int) -> Any:
 
 def _first(error: BaseException) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text[:120]
+    return shown(text, 120)

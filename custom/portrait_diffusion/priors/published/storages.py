@@ -11,12 +11,15 @@ import pickletools
 import torch
 from torch import Tensor
 
+from .plain_values import shown
+
 MAGIC = 0x1950A86A20F9469CFC6C
 STORAGES = {
-    "FloatStorage": 4, "DoubleStorage": 8, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
-    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
-"""Names of the storage types and the bytes of one number."""
+"""Names of the storage types and what their numbers are."""
 LONGEST_HEADER = 4096
 
 
@@ -26,7 +29,8 @@ class _HeaderUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> str:
         if module == "torch" and name in STORAGES:
             return name
-        raise StorageReader.Malformed(f"a tensor asks for '{f'{module}.{name}'[:120]}', which no published file does")
+        wanted = shown(f"{module}.{name}", 120)
+        raise StorageReader.Malformed(f"a tensor asks for '{wanted}', which no published file does")
 
     def persistent_load(self, pid: object) -> tuple:
         return ("pid", pid)
@@ -35,17 +39,19 @@ class _HeaderUnpickler(pickle.Unpickler):
 class StorageReader:
     """Reads storages until `budget` bytes are used up: no file can hold more numbers than bytes.
 
-    Args: budget: bytes; the size of the file.
+    Args:
+        budget: bytes; the size of the file.
+        numbers: False checks the headers alone and gives tensors on the device ``meta``.
     """
 
     class Malformed(Exception):
         """The bytes are no storage of the published kind; the message is the reason."""
 
-    def __init__(self, budget: int):
-        self.left = budget
+    def __init__(self, budget: int, numbers: bool = True):
+        self.left, self.numbers = budget, numbers
 
     def load(self, data: object) -> Tensor:
-        """One-dimensional tensor of a storage's numbers, on the CPU.
+        """One-dimensional tensor of a storage's numbers, on the CPU (on ``meta`` without the numbers).
 
         Args: data: bytes, as ``torch.save(storage)`` in the legacy format.
         Raises: Malformed.
@@ -56,7 +62,9 @@ class StorageReader:
         if self.left < 0:
             raise self.Malformed("its tensors take more memory than the file has bytes")
         data = bytes(data)
-        self._check(data)
+        kind, count = self._check(data)
+        if not self.numbers:
+            return torch.empty(count, dtype=STORAGES[kind], device="meta")
         try:
             storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -64,8 +72,8 @@ class StorageReader:
             raise self.Malformed(f"a tensor's storage cannot be read ({text})") from error
         return torch.tensor([], dtype=storage.dtype).set_(storage)
 
-    def _check(self, data: bytes) -> None:
-        """Raise Malformed unless header and length say the same, with nothing before, between and after."""
+    def _check(self, data: bytes) -> tuple[str, int]:
+        """Type and count of the numbers; Malformed unless header and length agree, with nothing before or after."""
         file = io.BytesIO(data)
         magic, protocol, machine, pid, keys = (self._header(file) for _ in range(5))
         if magic != MAGIC or protocol != 1001:
@@ -78,9 +86,10 @@ class StorageReader:
         _, kind, key, _, count, _ = pid
         body = len(data) - file.tell()
         said = int.from_bytes(data[file.tell() : file.tell() + 8], "little")
-        if keys != [key] or not isinstance(count, int) or said != count or body != 8 + count * STORAGES[kind]:
+        if keys != [key] or not isinstance(count, int) or said != count or body != 8 + count * STORAGES[kind].itemsize:
             claim = f"a tensor claims {str(count)[:24]} numbers ({kind})"
             raise self.Malformed(f"{claim} but {max(body - 8, 0)} bytes follow")
+        return kind, count
 
     def _header(self, file: io.BytesIO) -> object:
         start = file.tell()
