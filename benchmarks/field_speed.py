@@ -89,11 +89,13 @@ def time_sampling(points: int, resolution: int, name: str, dtype: str, device: t
 
 
 def table(sizes: list[int], resolution: int, device: torch.device, repeats: int) -> list[dict]:
-    """One row for each implementation, data type of the planes, and number of points."""
+    """One row for each implementation, data type of the planes, and number of points; tcnn looks up as Triton does."""
     bandwidth = copy_bandwidth(device)
     cases = [("torch", "float32", True)]
     if missing("triton", device) is None:
         cases += [("triton", dtype, True) for dtype in DTYPES] + [("triton", "float32", False)]
+    if missing("tcnn", device) is None:
+        cases += [("tcnn", dtype, True) for dtype in DTYPES]
     rows = []
     for name, dtype, kept in cases:
         if name == "triton":
@@ -103,7 +105,7 @@ def table(sizes: list[int], resolution: int, device: torch.device, repeats: int)
         for points in sizes:
             row = {"implementation": name, "planes": dtype, "features kept": kept, "points": points}
             row |= time_field(points, resolution, name, dtype, device, repeats)
-            if kept:
+            if kept and name != "tcnn":
                 row |= time_sampling(points, resolution, name, dtype, device, repeats)
             row |= bounds(points, resolution, DTYPES[dtype].itemsize, kept, bandwidth)
             both = row["forward and backward ms"]

@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_float32_matmul_precision("high")
     shots = rays(views, size, device)
     rows, lines = [], []
-    implementations = ["torch"] + (["triton"] if missing("triton", device) is None else [])
+    implementations = ["torch", *(name for name in ("triton", "tcnn") if missing(name, device) is None)]
     for implementation in implementations:
         heads = [random_head(seed, implementation, device) for seed in range(args.heads)]
         truth = [Render(head, REFERENCE, shots).picture() for head in heads]

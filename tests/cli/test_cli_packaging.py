@@ -19,7 +19,8 @@ PACKAGE_OF = {
     "cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml",
     "fast_simplification": "fast-simplification", "imageio_ffmpeg": "imageio", "pytorch_lightning": "pytorch-lightning",
 }  # fmt: skip
-HOST_OR_DRIVER = {"threestudio", "triton"}  # never installed by us: the host, and a part of torch's GPU builds
+HOST_OR_DRIVER = {"threestudio", "triton", "tinycudann", "nerfacc"}
+"""Never installed by us: the host, a part of torch's GPU builds, and what has to be compiled for the GPU at hand."""
 
 
 def arguments_of_setup() -> dict:

@@ -257,10 +257,11 @@ def test_a_look_without_the_restoration_shows_planes_and_detail_alone():
         assert plain.restoration is None
 
 
-def test_points_with_gradients_are_looked_up_with_torch_where_triton_is_chosen(monkeypatch):
-    """Normals and surface points ask for gradients that the kernel does not have; else the choice stands."""
+@pytest.mark.parametrize("implementation", ["triton", "tcnn"])
+def test_points_with_gradients_are_looked_up_with_torch_where_kernels_are_chosen(implementation, monkeypatch):
+    """Normals and surface points ask for gradients that the kernels do not have; else the choice stands."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    chosen, reference, p = make(implementation="triton"), make(), points(9)
+    chosen, reference, p = make(implementation=implementation), make(), points(9)
     assert torch.equal(chosen(p.clone().requires_grad_())["density"], reference(p)["density"])
-    with pytest.raises(EnvironmentProblem, match="triton"):
+    with pytest.raises(EnvironmentProblem, match=implementation):
         chosen(p)

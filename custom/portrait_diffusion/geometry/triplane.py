@@ -77,7 +77,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space
         seed: int = 0  # of fresh planes and decoder weights
         normal_type: str = "analytic"  # "analytic" (exact, carries no gradient) or "finite_difference"
-        implementation: str = "auto"  # of planes, decoder: auto, torch, triton (points with gradients: torch)
+        implementation: str = "auto"  # of planes, decoder: auto, torch, triton, tcnn (points with gradients: torch)
         finite_difference_eps: float = 0.003  # step of finite-difference normals, scene units (about half a texel)
 
         def __post_init__(self) -> None:
@@ -196,8 +196,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
         planes = list(self.planes)
         detail = planes.pop() if self.cfg.detail_resolution else None
         implementation = self.cfg.implementation
-        if implementation == "triton" and head.requires_grad:
-            implementation = "torch"  # as the setting says: the kernel has no gradient with respect to points
+        if implementation in ("triton", "tcnn") and head.requires_grad:
+            implementation = "torch"  # as the setting says: they have no gradient with respect to points
         raw = self.frame.raw(planes, self.decoder_weights(), head, implementation)
         if limited and (detail is not None or self.restoration is not None):
             raw = limit_density(raw)

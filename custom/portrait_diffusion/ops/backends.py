@@ -13,7 +13,8 @@ PACKAGES = {"triton": "triton", "tcnn": "tinycudann", "nerfacc": "nerfacc"}
 """Package that each implementation imports."""
 FIXES = {
     "triton": "pip install triton (CUDA builds of torch for Linux bring it)",
-    "tcnn": "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (compiles CUDA code)",
+    "tcnn": "pip install --no-build-isolation git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch "
+    "(compiles CUDA code)",
     "nerfacc": "pip install nerfacc",
 }
 LOG = logging.getLogger("portrait_diffusion")
@@ -34,6 +35,10 @@ def missing(implementation: str, device: torch.device) -> str | None:
     compilers = os.environ.get("CC", ""), "cc", "gcc", "clang"
     if implementation == "triton" and not interpreted and not any(shutil.which(name) for name in compilers if name):
         return "Triton needs a C compiler to start kernels; install gcc, or set CC to one"
+    if implementation == "tcnn":
+        from .tcnn_probe import broken
+
+        return broken(device)
     return None
 
 

@@ -1,6 +1,7 @@
 """The field as one operation: from planes, decoder and points to raw density and colour, by several implementations."""
 from torch import Tensor
 
+from . import field_tcnn
 from .backends import choose, missing
 from .triplane import PLANE_AXES, PlaneAxes, check_levels, decode_raw, look_up_divisor, sample_planes
 
@@ -17,7 +18,7 @@ def query_field(
     """Raw decoder outputs at points: ``W2 softplus(W1 f + b1) + b2``, f the planes' reduced features.
 
     The same as `decode_raw` of `sample_planes`, which say more of the arguments; the Triton implementation sums the
-    look-ups at once and never holds the features of the single planes.
+    look-ups at once and never holds the features of the single planes. All use the same weights.
 
     Args:
         planes: (B,P,C,H,W) or (B,P,C,D,H,W), or levels of such.
@@ -25,9 +26,10 @@ def query_field(
         weights: the four tensors of `DecoderWeights`, with any number K of outputs.
         reduce, level_reduce, axes: see `sample_planes`.
         implementation: "torch" (the reference; gathers on a CPU where that pays), "triton" (a GPU; planes in float32,
-            bfloat16 or float16) or "auto". With float32 planes the Triton products follow
+            bfloat16 or float16), "tcnn" (the same; the decoder is tiny-cuda-nn's, see `ops.field_tcnn`) or "auto",
+            which never takes tcnn. With float32 planes the Triton products follow
             `torch.set_float32_matmul_precision`: "highest" agrees to about 1e-5 of the largest output, "high" to 2e-3;
-            half-precision planes to 1e-2.
+            half-precision planes and tcnn to 1e-2.
 
     Returns: (B,N,K) float32 (float64 for float64 input). Differentiable in planes and weights; in coords with torch
         only.
@@ -35,12 +37,17 @@ def query_field(
     """
     levels = check_levels(planes, coords, reduce, level_reduce)
     unfit = None
-    if implementation == "triton" and missing("triton", coords.device) is None:
+    if implementation == "tcnn":
+        unfit = field_tcnn.unfit(levels, coords, weights)
+    elif implementation == "triton" and missing("triton", coords.device) is None:
         from .field_triton import unfit as why
 
         unfit = why(levels, coords, weights)
     # auto is torch until whole runs with the kernels have been compared
-    if choose("field", implementation, coords.device, ("torch", "triton"), unfit) == "torch":
+    chosen = choose("field", implementation, coords.device, ("torch", "triton", "tcnn"), unfit)
+    if chosen == "tcnn":
+        return field_tcnn.field(levels, coords, weights, reduce, level_reduce, axes)
+    if chosen == "torch":
         sampling = "torch" if implementation == "torch" and coords.device.type != "cpu" else "auto"
         return decode_raw(sample_planes(levels, coords, reduce, level_reduce, axes, sampling), weights)
     from .field_triton import FusedField

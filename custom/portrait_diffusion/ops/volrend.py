@@ -71,6 +71,12 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -
     return torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
+def sample_within(edges: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One place (...,S) in each interval between edges (...,S+1), uniform; without a generator the middles."""
+    u = 0.5 if generator is None else _uniform((*edges.shape[:-1], edges.shape[-1] - 1), generator, edges)
+    return edges[..., :-1] + (edges[..., 1:] - edges[..., :-1]) * u
+
+
 def stratified_samples(
     near: Tensor, far: Tensor, n: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -85,9 +91,7 @@ def stratified_samples(
     """
     steps = torch.linspace(0, 1, n + 1, device=near.device, dtype=near.dtype)
     edges = near + (far - near) * steps
-    shape = (*edges.shape[:-1], n)
-    u = 0.5 if generator is None else _uniform(shape, generator, near)
-    return edges[..., :-1] + (edges[..., 1:] - edges[..., :-1]) * u, edges
+    return sample_within(edges, generator), edges
 
 
 def smooth_weights(weights: Tensor, floor: float = 0.01) -> Tensor:
@@ -137,8 +141,7 @@ def quantile_strata(
     u = torch.arange(1, n, device=edges.device, dtype=edges.dtype) / n
     inner = _quantiles(edges, weights, u.expand(*edges.shape[:-1], n - 1))
     strata = torch.cat([edges[..., :1], inner, edges[..., -1:]], dim=-1).detach()
-    place = 0.5 if generator is None else _uniform((*edges.shape[:-1], n), generator, edges)
-    return strata[..., :-1] + (strata[..., 1:] - strata[..., :-1]) * place, strata
+    return sample_within(strata, generator), strata
 
 
 def _quantiles(edges: Tensor, weights: Tensor, u: Tensor) -> Tensor:

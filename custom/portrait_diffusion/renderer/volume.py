@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..host import VolumeRenderer, register
 from ..ops.cameras import BOX_RADIUS, get_rays
 from ..ops.occupancy import SEEN, density_grid, guided_samples, sees_matter
+from ..ops.occupancy_nerfacc import marched_samples
 from ..ops.volrend import OPACITY_EPS, ray_cylinder, render_rays
 
 
@@ -27,6 +28,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
     With `occupancy_resolution` a grid of the geometry's densities is the first pass: the field is evaluated for the
     samples of the second pass alone, and outside training not for rays that see nothing. In training the grid is made
     anew every `occupancy_every` steps and part of the checkpoint; outside it is that of the geometry as it is.
+    `estimator` nerfacc goes by the same grid in even steps (`ops.occupancy_nerfacc`).
     """
 
     @dataclass
@@ -36,6 +38,8 @@ class PortraitVolumeRenderer(VolumeRenderer):
         num_importance_samples: int = 32  # second pass, where the first found matter; 0 turns it off
         occupancy_resolution: int = 0  # edge of a grid that is the first pass in the field's place (64 to 96); 0: none
         occupancy_every: int = 16  # training steps after which that grid is made anew
+        estimator: str = "occupancy"  # how that grid gives samples: occupancy, or nerfacc (on a GPU, with that package)
+        num_marching_steps: int = 128  # of nerfacc, along the cylinder's diagonal; only those where matter is are taken
         eval_chunk_size: int = 0  # rays at a time outside training; 0: 2048 on a CPU (fits its caches), else 65536
         randomized: bool = True  # random sample positions while training; evaluation is deterministic
         return_normals: bool = False  # comp_normal, at the expected depth of each ray
@@ -50,6 +54,13 @@ class PortraitVolumeRenderer(VolumeRenderer):
                 raise UsageError(
                     "renderer.occupancy_resolution must be at least 0 and occupancy_every at least 1, got "
                     f"{self.occupancy_resolution} and {self.occupancy_every}."
+                )
+            if self.estimator not in ("occupancy", "nerfacc"):
+                raise UsageError(f"renderer.estimator must be occupancy or nerfacc, got '{self.estimator}'.")
+            if self.estimator == "nerfacc" and (not self.occupancy_resolution or self.num_marching_steps < 1):
+                raise UsageError(
+                    "renderer.estimator nerfacc needs renderer.occupancy_resolution (64 to 96) and num_marching_steps "
+                    f"of at least 1, got {self.occupancy_resolution} and {self.num_marching_steps}."
                 )
             if self.occupancy_resolution and not self.num_importance_samples:
                 raise UsageError(
@@ -216,7 +227,10 @@ class PortraitVolumeRenderer(VolumeRenderer):
         if not c.occupancy_resolution:
             return None, None
         grid = self._densities()
-        samples = guided_samples(grid, c.radius, c.num_importance_samples, generator)
+        if c.estimator == "nerfacc":
+            samples = marched_samples(grid, c.radius, c.num_marching_steps, self.training, generator)
+        else:
+            samples = guided_samples(grid, c.radius, c.num_importance_samples, generator)
         return samples, None if self.training else ~sees_matter(grid, rays_o, rays_d, c.radius)
 
     def _surface_normals(self, rays_o: Tensor, rays_d: Tensor, out: dict[str, Tensor]) -> Tensor:
