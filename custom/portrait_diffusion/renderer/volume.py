@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..host import VolumeRenderer, register
+from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, get_rays
 from ..ops.occupancy import density_grid, guided_samples, sees_matter
 from ..ops.volrend import OPACITY_EPS, render_rays
@@ -39,12 +40,17 @@ class PortraitVolumeRenderer(VolumeRenderer):
         eval_chunk_size: int = 0  # rays at a time outside training; 0: 2048 on a CPU (fits its caches), else 65536
         randomized: bool = True  # random sample positions while training; evaluation is deterministic
         return_normals: bool = False  # comp_normal, at the expected depth of each ray
+        implementation: str = "auto"  # of compositing and of the grid's samples: auto, torch or triton
 
         def __post_init__(self) -> None:
             if self.num_samples_per_ray < 1 or self.num_importance_samples < 0 or self.eval_chunk_size < 0:
                 raise UsageError(
                     "renderer.num_samples_per_ray must be at least 1, num_importance_samples and eval_chunk_size at "
                     f"least 0, got {self.num_samples_per_ray}, {self.num_importance_samples}, {self.eval_chunk_size}."
+                )
+            if self.implementation not in IMPLEMENTATIONS:
+                raise UsageError(
+                    f"renderer.implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{self.implementation}'."
                 )
             if self.occupancy_resolution < 0 or self.occupancy_every < 1:
                 raise UsageError(
@@ -171,7 +177,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
             part = render_rays(
                 lambda points: self._field(points, origins, light_positions),
                 o, d, self.cfg.radius, self.cfg.num_samples_per_ray, self.cfg.num_importance_samples, generator,
-                sample_fn=samples, skip=unseen,
+                sample_fn=samples, skip=unseen, implementation=self.cfg.implementation,
             )  # fmt: skip
             if normals:
                 part["normal"] = self._surface_normals(o, d, part)
@@ -186,7 +192,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
         if not c.occupancy_resolution:
             return None, None
         grid = self._densities()
-        samples = guided_samples(grid, c.radius, c.num_importance_samples, generator)
+        samples = guided_samples(grid, c.radius, c.num_importance_samples, generator, c.implementation)
         return samples, None if self.training else ~sees_matter(grid, rays_o, rays_d, c.radius)
 
     def _surface_normals(self, rays_o: Tensor, rays_d: Tensor, out: dict[str, Tensor]) -> Tensor:
