@@ -205,7 +205,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
     def _restored(self, raw: Tensor, coords: Tensor) -> Tensor:
         """Raw density and colour (1,N,4) with the restoration grid, looked up at coords (1,N,3) in [-1, 1]."""
         gate = self.restoration_gate
-        grid = self.restoration * (gate * gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1))
+        grid = self.restoration * torch.cat([gate * gain for gain in DETAIL_GAIN], dim=2)
         if self.restoration_base is None:
             return raw + sample_planes(grid, coords, reduce="sum")
         grid = torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose
-from .volrend import OPACITY_EPS, SampleFn, quantile_strata, ray_cylinder, stratified_samples, uniform
+from .volrend import (
+    OPACITY_EPS,
+    RandomSource,
+    SampleFn,
+    quantile_strata,
+    ray_cylinder,
+    stratified_samples,
+    uniform,
+)
 
 SEEN = 1e-3
 """Optical depth through the widened grid below which a ray counts as empty."""
@@ -71,7 +79,7 @@ def guide_weights(density: Tensor, deltas: Tensor) -> Tensor:
 
 
 def guided_samples(
-    grid: Tensor, radius: float, samples: int, generator: torch.Generator | None = None, implementation: str = "auto"
+    grid: Tensor, radius: float, samples: int, generator: RandomSource | None = None, implementation: str = "auto"
 ) -> SampleFn:
     """A `sample_fn` of `volrend.render_rays` that goes by a grid of densities, with one look-up a cell.
 

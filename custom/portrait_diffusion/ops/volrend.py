@@ -5,7 +5,7 @@ Axes: ``R`` rays, ``S`` samples on a ray, any leading axes before them. Names: `
 Formula (Max, "Optical models for direct volume rendering", 1995): ``w_i = T_i (1 - exp(-sigma_i delta_i))`` with
 ``T_i = exp(-sum_{j<i} sigma_j delta_j)``; so the weights sum to ``1 - T`` of the whole ray.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ FieldFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 SampleFn = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps rays_o, rays_d (*B,R,3), near and far (*B,R,1) to distances (*B,R,S), ascending, and the borders (*B,R,S+1) of
 their intervals, without gradients; see `ops.occupancy`."""
+
+RandomSource = torch.Generator | Iterator[Tensor]
+"""Where functions here draw from: a generator, or an iterator that gives uniform numbers, a tensor for every draw."""
 
 OPACITY_EPS = 1e-6
 """Depth is not defined (and reported as 0) where opacity is at most this."""
@@ -68,13 +71,15 @@ def ray_cylinder(rays_o: Tensor, rays_d: Tensor, radius: float) -> tuple[Tensor,
     return torch.where(hit, near, zero), torch.where(hit, far, zero), hit
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+def uniform(shape: tuple[int, ...], generator: RandomSource, like: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) drawn on the generator's own device, then moved."""
+    if not isinstance(generator, torch.Generator):
+        return next(generator).view(shape)
     return torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
 def stratified_samples(
-    near: Tensor, far: Tensor, n: int, generator: torch.Generator | None = None
+    near: Tensor, far: Tensor, n: int, generator: RandomSource | None = None
 ) -> tuple[Tensor, Tensor]:
     """One sample in each of n equal strata between near and far.
 
@@ -107,7 +112,7 @@ def smooth_weights(weights: Tensor, floor: float = 0.01) -> Tensor:
 
 
 def importance_samples(
-    edges: Tensor, weights: Tensor, n: int, generator: torch.Generator | None = None
+    edges: Tensor, weights: Tensor, n: int, generator: RandomSource | None = None
 ) -> Tensor:
     """Samples from the piecewise constant density given by a histogram, by inverting its cumulative distribution.
 
@@ -126,7 +131,7 @@ def importance_samples(
 
 
 def quantile_strata(
-    edges: Tensor, weights: Tensor, n: int, generator: torch.Generator | None = None
+    edges: Tensor, weights: Tensor, n: int, generator: RandomSource | None = None
 ) -> tuple[Tensor, Tensor]:
     """One sample in each of n strata that hold equal shares of a histogram: narrow where its weights are.
 
@@ -291,7 +296,7 @@ def render_rays(
     radius: float,
     n_coarse: int,
     n_fine: int = 0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     compact: bool = True,
     sample_fn: SampleFn | None = None,
     skip: Tensor | None = None,
