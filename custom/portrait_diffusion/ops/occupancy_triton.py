@@ -102,11 +102,14 @@ def strata_of_weights(
     for i in range(BINS):
         share = tl.where(seen, _raised(weights, ray, i, inside, BINS, REACH) + even, 1.0)
         high = low + share
-        left, right = (start + part * i)[:, None], (start + part * (i + 1))[:, None]  # min: borders never cross
+        left, right = (start + part * i)[:, None], (start + part * (i + 1))[:, None]
         slope = (part / tl.where(share > 0, share, 1.0))[:, None]
         below, above = low[:, None], high[:, None]
-        begin = tl.where((first >= below) & (first < above), tl.minimum(left + slope * (first - below), right), begin)
-        stop = tl.where((last >= below) & (last < above), tl.minimum(left + slope * (last - below), right), stop)
+        # kept between left and right: borders never cross
+        found = tl.minimum(left + slope * tl.maximum(first - below, 0.0), right)
+        begin = tl.where((first >= below) & (first < above), found, begin)
+        found = tl.minimum(left + slope * tl.maximum(last - below, 0.0), right)
+        stop = tl.where((last >= below) & (last < above), found, stop)
         low = high
     begin = tl.where(j[None, :] == 0, start[:, None], begin)
     stop = tl.where(j[None, :] == N - 1, end[:, None], stop)

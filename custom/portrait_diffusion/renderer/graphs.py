@@ -39,11 +39,13 @@ class Recorded:
         self.results: Tensors = {}
         self.pulls: list[Tensor] = []
         self.gradients: tuple = ()
-        if next(iter(inputs.values())).is_cuda:
-            self._capture()
+        self.place = next(iter(self.inputs.values()))
+        if self.place.is_cuda:
+            with torch.cuda.device_of(self.place):
+                self._capture()
 
     def _forward(self) -> None:
-        device = next(iter(self.inputs.values())).device.type
+        device = self.place.device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         with torch.enable_grad(), torch.autocast(device, dtype, enabled, cache_enabled=False):
             self.results = self.function(self.leaves, self.inputs)
@@ -93,7 +95,8 @@ class _Replay(torch.autograd.Function):
     def forward(ctx, recorded: Recorded, turn: Turn, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.recorded, ctx.turn = recorded, turn
         ctx.set_materialize_grads(False)
-        recorded.forward()
+        with torch.cuda.device_of(recorded.place):
+            recorded.forward()
         copies = [(x.detach().clone(), x.requires_grad) for x in recorded.results.values()]
         ctx.mark_non_differentiable(*(copy for copy, moves in copies if not moves))
         ctx.moves = [moves for _, moves in copies]
