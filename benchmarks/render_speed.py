@@ -4,11 +4,18 @@
 
 Views around the head as in training, with gradients to planes and decoder, and without. PSNR is against 768 even
 samples a ray. On a GPU 4 views of 128^2; elsewhere 2 of 64^2. A grid of densities is made anew every 16 steps in
-training: its cost stands apart, and 1/16 of it is in the times with gradients.
+training: its cost stands apart, and 1/16 of it is in the times with gradients. "host ms" of a step pass until the host
+is free again. Implementations: torch; the field alone by Triton; field, compositing and the grid's samples by Triton.
+On a GPU some ways are measured with CUDA graphs, too; how far their gradients of the planes are from those of plain
+steps is over the largest.
 """
 import argparse
+import gc
 import json
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,6 +41,12 @@ WAYS = {
     "grid 64, 32": {"occupancy_resolution": 64, "num_importance_samples": 32},
 }
 REFERENCE = {"num_samples_per_ray": 768, "num_importance_samples": 0}
+GRAPHS = {f"{name}, graphs": WAYS[name] | {"cuda_graphs": True} for name in ("32 + 32", "grid 64, 24", "grid 64, 32")}
+IMPLEMENTATIONS = {
+    "torch": ("torch", "torch"), "triton field": ("triton", "torch"), "triton": ("triton", "triton"),
+    "tcnn field": ("tcnn", "torch"),
+}  # fmt: skip
+"""Of the field, and of compositing and the grid's samples."""
 
 
 def random_head(seed: int, implementation: str, device: torch.device) -> TriplaneGeometry:
@@ -64,8 +77,6 @@ class Render:
             {"randomized": False, **way}, geometry=geometry, material=None, background=None
         ).to(shots[0].device)
         self.geometry, self.shots, self.asked = geometry, shots, 0
-        geometry._forward_pre_hooks.clear()
-        geometry.register_forward_pre_hook(self._count)
 
     def _count(self, module, args) -> None:
         self.asked += args[0][..., 0].numel()
@@ -90,7 +101,9 @@ class Render:
         """Samples of the field that one call asks for."""
         function()
         self.asked = 0
+        hook = self.geometry.register_forward_pre_hook(self._count)
         function()
+        hook.remove()
         return self.asked
 
 
@@ -99,12 +112,33 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return round(float(-10 * (a - b).square().mean().log10()), 2)
 
 
+def host_ms(function: Callable, device: torch.device, repeats: int) -> float:
+    """Median time until a call returns, whether a GPU is done with it or not."""
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        function()
+        times.append(1000 * (time.perf_counter() - begin))
+    return round(statistics.median(times), 4)
+
+
 def measure(way: dict, geometry: TriplaneGeometry, shots: tuple, repeats: int) -> dict:
     """Times and counts of one way."""
+    gc.collect()  # graphs of former renders
     device, render = shots[0].device, Render(geometry, way, shots)
-    row = {"samples, evaluation": render.counted(render.picture), "samples, training": render.counted(render.step)}
+    plain = Render(geometry, way | {"cuda_graphs": False}, shots)
+    row = {"samples, evaluation": plain.counted(plain.picture), "samples, training": plain.counted(plain.step)}
+    if way.get("cuda_graphs"):
+        expected = geometry.planes[0].grad.clone()
+        for _ in range(2):
+            render.step()
+        off = (geometry.planes[0].grad - expected).abs().max() / expected.abs().max()
+        row["gradients, off by"] = float(f"{float(off):.2g}")
     row["evaluation ms"] = median_ms(render.picture, device, repeats, 1)
     row["with gradients ms"] = median_ms(render.step, device, repeats, 1)
+    row["host ms"] = host_ms(render.step, device, repeats)
     if way.get("occupancy_resolution"):
         row["grid ms"] = median_ms(render.refresh, device, repeats, 1)
         row["with gradients ms"] = round(row["with gradients ms"] + row["grid ms"] / 16, 4)
@@ -112,6 +146,8 @@ def measure(way: dict, geometry: TriplaneGeometry, shots: tuple, repeats: int) -
         torch.cuda.reset_peak_memory_stats()
         render.step()
         row["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        torch.cuda.empty_cache()
+        row["reserved GB"] = round(torch.cuda.memory_reserved() / 1e9, 2)  # of which graphs keep theirs
     return row
 
 
@@ -131,23 +167,29 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_float32_matmul_precision("high")
     shots = rays(views, size, device)
     rows, lines = [], []
-    implementations = ["torch", *(name for name in ("triton", "tcnn") if missing(name, device) is None)]
-    for implementation in implementations:
-        heads = [random_head(seed, implementation, device) for seed in range(args.heads)]
+    ways = WAYS | (GRAPHS if gpu else {})
+    for implementation, (field, march) in IMPLEMENTATIONS.items():
+        if any(name != "torch" and missing(name, device) for name in (field, march)):
+            continue
+        heads = [random_head(seed, field, device) for seed in range(args.heads)]
+        chosen = {name: way | {"implementation": march} for name, way in ways.items()}
         truth = [Render(head, REFERENCE, shots).picture() for head in heads]
-        for name, way in WAYS.items():
+        for name, way in chosen.items():
             found = [psnr(Render(head, way, shots).picture(), exact) for head, exact in zip(heads, truth)]
             row = {"samples": name, "implementation": implementation, **measure(way, heads[0], shots, repeats)}
             row["PSNR to 768 even, dB"] = found
             rows.append(row)
             print(json.dumps(row), flush=True)
-        way = WAYS["grid 64, 24"]
-        for count, side in ((views, size // 2), (views, size), (views, 2 * size), (1, size), (2 * views, size)):
-            row = measure(way, heads[0], rays(count, side, device), repeats)
-            line = {"implementation": implementation, "views": count, "size": side, "rays": count * side**2} | row
-            line["ns a ray, with gradients"] = round(1e6 * row["with gradients ms"] / line["rays"], 1)
-            lines.append(line)
-            print(json.dumps(line), flush=True)
+        sizes = [(views, size // 2), (views, size), (views, 2 * size), (1, size), (2 * views, size)]
+        for count, side in sizes + ([(2 * views, 2 * size)] if gpu else []):
+            for name in ("grid 64, 24", "grid 64, 24, graphs"):
+                if name in chosen:
+                    row = measure(chosen[name], heads[0], rays(count, side, device), repeats)
+                    line = {"samples": name, "implementation": implementation, "views": count, "size": side}
+                    line |= {"rays": count * side**2} | row
+                    line["ns a ray, with gradients"] = round(1e6 * row["with gradients ms"] / line["rays"], 1)
+                    lines.append(line)
+                    print(json.dumps(line), flush=True)
     slowest = rows[0]
     for row in rows:
         for key in ("evaluation ms", "with gradients ms"):
@@ -155,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "what": "bundled prior's heads; torch with 96 even samples a ray is what the others are compared with",
         "views": views, "size": size, "repeats": repeats, **circumstances(device, argv), "rows": rows,
-        "by rays and views (grid 64, 24)": lines,
+        "by rays and views": lines,
     }  # fmt: skip
     write_text(args.out, json.dumps(result, indent=1) + "\n")
     return 0

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from geometry.ball import BALL_RADIUS, ball
-from portrait_diffusion.errors import UsageError
+from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.geometry.triplane import TriplaneGeometry
 from portrait_diffusion.host import VolumeRenderer, find
 from portrait_diffusion.ops import cameras as cam
@@ -198,6 +198,13 @@ def test_impossible_sample_counts_are_usage_errors():
     for key, value in (("num_samples_per_ray", 0), ("num_importance_samples", -1), ("eval_chunk_size", -1)):
         with pytest.raises(UsageError, match=key):
             renderer(**{key: value})
+
+
+def test_the_implementation_is_checked_and_used():
+    with pytest.raises(UsageError, match="renderer.implementation must be one of auto, torch, triton.*got 'cuda'"):
+        renderer(implementation="cuda")
+    with pytest.raises(EnvironmentProblem, match="compositing: implementation 'nerfacc' cannot be used"):
+        renderer(implementation="nerfacc").eval()(*views())
 
 
 # ---- with a grid of densities as first pass -------------------------------------------------------------------------

@@ -226,7 +226,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
         def made() -> Tensor:
             gate = self.restoration_gate
-            grid = self.restoration * (gate * gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1))
+            grid = self.restoration * torch.cat([gate * gain for gain in DETAIL_GAIN], dim=2)
             if self.restoration_base is None:
                 return grid
             return torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)

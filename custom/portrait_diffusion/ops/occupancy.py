@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .volrend import OPACITY_EPS, SampleFn, quantile_strata, ray_cylinder, stratified_samples
+from .backends import choose
+from .volrend import (
+    OPACITY_EPS,
+    RandomSource,
+    SampleFn,
+    quantile_strata,
+    ray_cylinder,
+    stratified_samples,
+    uniform,
+)
 
 SEEN = 1e-3
 """Optical depth through the widened grid below which a ray counts as empty."""
@@ -69,20 +78,52 @@ def guide_weights(density: Tensor, deltas: Tensor) -> Tensor:
     return torch.where(total > OPACITY_EPS, raised + even, torch.ones_like(raised))
 
 
-def guided_samples(grid: Tensor, radius: float, samples: int, generator: torch.Generator | None = None) -> SampleFn:
+def guided_samples(
+    grid: Tensor, radius: float, samples: int, generator: RandomSource | None = None, implementation: str = "auto"
+) -> SampleFn:
     """A `sample_fn` of `volrend.render_rays` that goes by a grid of densities, with one look-up a cell.
 
-    Args: grid: of `density_grid`; samples: of the field, a ray; generator: None is deterministic.
+    Args:
+        grid: of `density_grid`.
+        radius: scene units, half edge of the grid's cube.
+        samples: of the field, a ray.
+        generator: None is deterministic.
+        implementation: "torch" (the reference), "triton" (`ops.occupancy_triton`: a GPU, float32) or "auto". Borders
+            and samples agree to 1e-4 of a ray's length.
+
+    Returns: the function; its results are detached.
+    Raises: as `volrend.composite_rays`, when the function is called.
     """
 
     @torch.no_grad()
     def sample(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        unfit = None
+        if torch.float64 in (grid.dtype, near.dtype):
+            unfit = "it computes in float32, got float64"
+        elif samples > 512:
+            unfit = f"it has at most 512 samples a ray, got {samples}"
+        # auto is torch until whole runs with the kernels have been compared
+        if choose("guided samples", implementation, grid.device, ("torch", "triton"), unfit) == "triton":
+            return _guided_by_kernels(grid, radius, samples, generator, rays_o, rays_d, near, far)
         t, edges = stratified_samples(near, far, grid.shape[0])
         density = grid_density(grid, rays_o[..., None, :] + t[..., None] * rays_d[..., None, :], radius)
         weights = guide_weights(density.to(t), edges[..., 1:] - edges[..., :-1])
         return quantile_strata(edges, weights, samples, generator)
 
     return sample
+
+
+def _guided_by_kernels(grid, radius, samples, generator, rays_o, rays_d, near, far) -> tuple[Tensor, Tensor]:
+    """What the function of `guided_samples` returns, by Triton."""
+    from .occupancy_triton import strata, weights_along
+
+    shape = near.shape[:-1]
+    near, far = (x.reshape(-1, 1).float() for x in (near, far))
+    rays = (x.reshape(-1, 3).float() for x in (rays_o, rays_d))
+    weights = weights_along(grid.float(), *rays, near, far, radius)
+    places = None if generator is None else uniform((*shape, samples), generator, near).view(-1, samples)
+    t, borders = strata(weights, near, far, samples, places, REACH, UNIFORM_SHARE, OPACITY_EPS)
+    return t.view(*shape, samples), borders.view(*shape, samples + 1)
 
 
 @torch.no_grad()

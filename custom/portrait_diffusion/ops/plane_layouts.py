@@ -59,9 +59,13 @@ class PlaneFrame:
 
     def coordinates(self, head_points: Tensor) -> Tensor:
         """Head-frame points (...,3) in the planes' coordinates: the cube is [-1, 1]^3."""
-        if any(self.centre):
-            head_points = head_points - head_points.new_tensor(self.centre)
-        return head_points / self.radius
+        return self._from_centre(head_points) / self.radius
+
+    def _from_centre(self, head_points: Tensor) -> Tensor:
+        """Points (...,3) seen from the cube's centre; by numbers, since a tensor of them would be copied to the GPU."""
+        if not any(self.centre):
+            return head_points
+        return torch.stack([x - middle for x, middle in zip(head_points.unbind(-1), self.centre, strict=True)], dim=-1)
 
     def raw(
         self, planes: list[Tensor], weights: DecoderWeights, head_points: Tensor, implementation: str = "auto"
@@ -90,7 +94,7 @@ class PlaneFrame:
             density = density * self.density_scale
         if self.layout == "own" and not self.crop:
             return density
-        away = head_points - head_points.new_tensor(self.centre)
+        away = self._from_centre(head_points)
         limit = self.crop or self.radius
         inside = (away[..., 0:1].abs() <= limit) & (away[..., 2:3].abs() <= limit) & (
             away[..., 1:2].abs() <= self.radius
@@ -162,6 +166,7 @@ def fades(layout: str, planes: list[Tensor]) -> bool:
 def _sample_thin(planes: Tensor, coords: Tensor, axes: tuple) -> Tensor:
     """Mean over the planes of a tri-grid with one layer, see `fades`."""
     order = [axis for plane in axes for axis in plane]
-    grid = coords[..., order].unflatten(-1, (3, 3)).transpose(1, 2).flatten(0, 1)[:, None, None]  # (3B,1,1,N,3)
+    chosen = torch.stack([coords[..., axis] for axis in order], dim=-1)
+    grid = chosen.unflatten(-1, (3, 3)).transpose(1, 2).flatten(0, 1)[:, None, None]  # (3B,1,1,N,3)
     out = F.grid_sample(planes.flatten(0, 1), grid, align_corners=False, padding_mode="zeros")
     return out.view(*planes.shape[:3], -1).mean(dim=1).transpose(1, 2)

@@ -60,7 +60,8 @@ def _sample_level(planes: Tensor, coords: Tensor, axes: PlaneAxes) -> Tensor:
     dims = planes.ndim - 3  # 2 for planes, 3 for grids
     n_planes = planes.shape[1]
     order = [axis for plane in axes[:n_planes] for axis in plane[:dims]]
-    grid = coords[..., order].unflatten(-1, (n_planes, dims)).transpose(1, 2).flatten(0, 1)  # (3B,N,dims)
+    chosen = torch.stack([coords[..., axis] for axis in order], dim=-1)  # a list as index would be copied to the GPU
+    grid = chosen.unflatten(-1, (n_planes, dims)).transpose(1, 2).flatten(0, 1)  # (3B,N,dims)
     grid = grid.reshape(grid.shape[0], *[1] * (dims - 1), -1, dims)
     features = F.grid_sample(
         planes.flatten(0, 1), grid.to(planes.dtype), mode="bilinear", padding_mode="zeros", align_corners=False

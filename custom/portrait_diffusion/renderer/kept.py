@@ -41,11 +41,17 @@ def check_keeps(geometry, renderer) -> None:
     """Raise UsageError unless the restoration grid is all of the geometry that training changes, shown plainly."""
     if getattr(geometry, "restoration", None) is None or not hasattr(geometry, "raw_without_restoration"):
         raise UsageError("keep_samples needs portrait-diffusion-triplane with a restoration grid; set it to false.")
-    plain = isinstance(renderer.material, PlainColour | None), isinstance(renderer.background, WhiteBackground | None)
-    if not all(plain) or not hasattr(renderer, "sample_places"):
+    plain = isinstance(renderer.material, PlainColour | None)
+    white = isinstance(renderer.background, WhiteBackground | None)
+    if not (plain and white and hasattr(renderer, "sample_places")):
         raise UsageError(
             "keep_samples needs portrait-diffusion-volume-renderer with portrait-diffusion-no-material and "
             "portrait-diffusion-white-background; set it to false."
+        )
+    if renderer.cfg.estimator != "occupancy":
+        raise UsageError(
+            f"keep_samples needs as many samples on every ray, and renderer.estimator {renderer.cfg.estimator} has not; "
+            "set it to occupancy."
         )
     changed = [name for name, p in geometry.named_parameters() if p.requires_grad and name != "restoration"]
     if changed:

@@ -4,20 +4,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..errors import UsageError
 from ..host import VolumeRenderer, register
+from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, get_rays
 from ..ops.occupancy import SEEN, density_grid, guided_samples, sees_matter
 from ..ops.occupancy_nerfacc import marched_samples
-from ..ops.volrend import OPACITY_EPS, ray_cylinder, render_rays
+from ..ops.volrend import OPACITY_EPS, RandomSource, ray_cylinder, render_rays, uniform
+from .graphs import GraphedFunction, Tensors
 
 
 def unit_normals(comp_normal: Tensor, opacity: Tensor) -> Tensor:
     """(B, H, W, 3) unit normals, 0 where the render is not opaque, from (n + 1) / 2 * opacity and (B, H, W, 1)."""
     n = torch.nn.functional.normalize(2 * comp_normal / opacity.clamp(min=1e-6) - 1, dim=-1)
     return n * (opacity > 0.5)
+
+
+def graphs_refused(rays_o: Tensor, rays_d: Tensor, geometry: nn.Module, material: nn.Module | None) -> str | None:
+    """Why training renders cannot be CUDA graphs, to be read after "renderer.cuda_graphs", or None when they can."""
+    if rays_o.requires_grad or rays_d.requires_grad:
+        return "gives no gradients to rays, which cameras that are fitted need"
+    if geometry._forward_hooks or geometry._forward_pre_hooks or geometry._backward_hooks:
+        return "would not call the hooks of the geometry"
+    if material is not None and (getattr(material, "requires_normal", False) or list(material.parameters())):
+        return "needs a material without normals and parameters"
+    return None if rays_o.device.type == "cuda" else "needs a GPU"
 
 
 @register("portrait-diffusion-volume-renderer")
@@ -29,6 +43,9 @@ class PortraitVolumeRenderer(VolumeRenderer):
     samples of the second pass alone, and outside training not for rays that see nothing. In training the grid is made
     anew every `occupancy_every` steps and part of the checkpoint; outside it is that of the geometry as it is.
     `estimator` nerfacc goes by the same grid in even steps (`ops.occupancy_nerfacc`).
+    With `cuda_graphs` renders of which gradients are taken are replayed, see `renderer.graphs`: all rays, also those
+    that miss the cylinder, and without the normals, which follow. One of the same shape before the last one's gradients
+    are taken is made without graphs.
     """
 
     @dataclass
@@ -43,12 +60,18 @@ class PortraitVolumeRenderer(VolumeRenderer):
         eval_chunk_size: int = 0  # rays at a time outside training; 0: 2048 on a CPU (fits its caches), else 65536
         randomized: bool = True  # random sample positions while training; evaluation is deterministic
         return_normals: bool = False  # comp_normal, at the expected depth of each ray
+        implementation: str = "auto"  # of compositing and of the grid's samples: auto, torch or triton
+        cuda_graphs: bool = False  # training renders and their gradients as CUDA graphs: a GPU, rays without gradients
 
         def __post_init__(self) -> None:
             if self.num_samples_per_ray < 1 or self.num_importance_samples < 0 or self.eval_chunk_size < 0:
                 raise UsageError(
                     "renderer.num_samples_per_ray must be at least 1, num_importance_samples and eval_chunk_size at "
                     f"least 0, got {self.num_samples_per_ray}, {self.num_importance_samples}, {self.eval_chunk_size}."
+                )
+            if self.implementation not in IMPLEMENTATIONS:
+                raise UsageError(
+                    f"renderer.implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{self.implementation}'."
                 )
             if self.occupancy_resolution < 0 or self.occupancy_every < 1:
                 raise UsageError(
@@ -62,6 +85,8 @@ class PortraitVolumeRenderer(VolumeRenderer):
                     "renderer.estimator nerfacc needs renderer.occupancy_resolution (64 to 96) and num_marching_steps "
                     f"of at least 1, got {self.occupancy_resolution} and {self.num_marching_steps}."
                 )
+            if self.estimator == "nerfacc" and self.cuda_graphs:
+                raise UsageError("renderer.estimator nerfacc asks the host in every render; set cuda_graphs: false.")
             if self.occupancy_resolution and not self.num_importance_samples:
                 raise UsageError(
                     "renderer.num_importance_samples is 0, but with renderer.occupancy_resolution only these samples "
@@ -76,6 +101,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
         edge = self.cfg.occupancy_resolution
         self.register_buffer("occupancy", torch.zeros(edge, edge, edge) if edge else None)
         self._stale, self._known = True, (None, None)
+        self._graphed = GraphedFunction(self._render_with)
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_stale", False))
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -187,11 +213,12 @@ class PortraitVolumeRenderer(VolumeRenderer):
     def _chunk(self, rays: Tensor) -> int:
         return self.cfg.eval_chunk_size or (2048 if rays.device.type == "cpu" else 65536)
 
-    def _field(self, points: Tensor, origins: Tensor, light_positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Density and colour at points (B,N,3) seen from origins (B,1,3)."""
+    def _field(self, ask: Callable, points: Tensor, origins: Tensor, light_positions) -> tuple[Tensor, Tensor]:
+        """Density and colour at points (B,N,3) seen from origins (B,1,3); `ask` is the geometry."""
         if self.material is None:
-            return self._plain(points)
-        geometry = self.geometry(points, output_normal=self.material.requires_normal)
+            found = ask(points)
+            return found["density"], found["features"]
+        geometry = ask(points, output_normal=self.material.requires_normal)
         lights = origins if light_positions is None else light_positions[:, None]
         colour = self.material(
             viewdirs=torch.nn.functional.normalize(points - origins, dim=-1),
@@ -203,6 +230,10 @@ class PortraitVolumeRenderer(VolumeRenderer):
 
     def _march(self, rays_o, rays_d, light_positions, generator, chunk, normals) -> dict[str, Tensor]:
         """Rays (B,R,3) -> dict of (B,R,·), in chunks of about ``chunk`` rays."""
+        learned = any(parameter.requires_grad for parameter in self.geometry.parameters())
+        if self.cfg.cuda_graphs and chunk is None and learned and torch.is_grad_enabled():
+            part = self._replayed(rays_o, rays_d, light_positions, generator)
+            return part | ({"normal": self._surface_normals(rays_o, rays_d, part)} if normals else {})
         origins = rays_o[:, :1]
         samples, skip = self._guide(rays_o, rays_d, generator)
         size = rays_o.shape[1] if chunk is None else max(1, chunk // rays_o.shape[0])
@@ -210,9 +241,9 @@ class PortraitVolumeRenderer(VolumeRenderer):
         skips = [None] * rays_o.shape[1] if skip is None else skip.split(size, dim=1)
         for o, d, unseen in zip(rays_o.split(size, dim=1), rays_d.split(size, dim=1), skips):
             part = render_rays(
-                lambda points: self._field(points, origins, light_positions),
+                lambda points: self._field(self.geometry, points, origins, light_positions),
                 o, d, self.cfg.radius, self.cfg.num_samples_per_ray, self.cfg.num_importance_samples, generator,
-                sample_fn=samples, skip=unseen,
+                sample_fn=samples, skip=unseen, implementation=self.cfg.implementation,
             )  # fmt: skip
             if normals:
                 part["normal"] = self._surface_normals(o, d, part)
@@ -220,6 +251,42 @@ class PortraitVolumeRenderer(VolumeRenderer):
                 part = {key: part[key] for key in part if key not in ("weights", "t", "deltas")}
             parts.append(part)
         return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
+
+    def _replayed(self, rays_o, rays_d, light_positions, generator) -> dict[str, Tensor]:
+        """Training renders of rays (B,R,3) by CUDA graphs, all that is random drawn before."""
+        reason = graphs_refused(rays_o, rays_d, self.geometry, self.material)
+        if reason:
+            raise UsageError(f"renderer.cuda_graphs {reason}; set it to false.")
+        c = self.cfg
+        inputs = {"rays_o": rays_o, "rays_d": rays_d}
+        if c.occupancy_resolution:
+            inputs["grid"] = self._densities()
+        if light_positions is not None and self.material is not None:
+            inputs["lights"] = light_positions
+        if generator is not None:
+            draws = [c.num_samples_per_ray, c.num_importance_samples][bool(c.occupancy_resolution) :]
+            for i, count in enumerate(filter(None, draws)):
+                inputs[f"draw {i}"] = uniform((*rays_o.shape[:-1], count), generator, rays_o)
+        return self._graphed(dict(self.geometry.named_parameters()), inputs, dict(self.geometry.named_buffers()))
+
+    def _render_with(self, parameters: Tensors, inputs: Tensors) -> dict[str, Tensor]:
+        """What is captured: all rays through the geometry with these parameters, without normals."""
+        c = self.cfg
+        origins, lights, grid = inputs["rays_o"][:, :1], inputs.get("lights"), inputs.get("grid")
+        drawn = [value for name, value in inputs.items() if name.startswith("draw")]
+        source: RandomSource | None = iter(drawn) if drawn else None
+
+        def ask(points: Tensor, **options: Any) -> dict[str, Tensor]:
+            return functional_call(self.geometry, parameters, (points,), options)
+
+        return render_rays(
+            lambda points: self._field(ask, points, origins, lights),
+            inputs["rays_o"], inputs["rays_d"], c.radius, c.num_samples_per_ray, c.num_importance_samples, source,
+            compact=False, implementation=c.implementation,
+            sample_fn=None if grid is None else guided_samples(
+                grid, c.radius, c.num_importance_samples, source, c.implementation
+            ),
+        )  # fmt: skip
 
     def _guide(self, rays_o: Tensor, rays_d: Tensor, generator) -> tuple[Callable | None, Tensor | None]:
         """Where the field is asked, if the grid decides that, and outside training which rays (B,R,1) see nothing."""
@@ -230,7 +297,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
         if c.estimator == "nerfacc":
             samples = marched_samples(grid, c.radius, c.num_marching_steps, self.training, generator)
         else:
-            samples = guided_samples(grid, c.radius, c.num_importance_samples, generator)
+            samples = guided_samples(grid, c.radius, c.num_importance_samples, generator, c.implementation)
         return samples, None if self.training else ~sees_matter(grid, rays_o, rays_d, c.radius)
 
     def _surface_normals(self, rays_o: Tensor, rays_d: Tensor, out: dict[str, Tensor]) -> Tensor:
