@@ -146,7 +146,7 @@ def test_what_cannot_be_kept_is_named():
         check_keeps(geometry, shown(geometry, material=Shiny({})))
     marching = shown(geometry, 24)
     marching.cfg.estimator = "nerfacc"
-    with pytest.raises(UsageError, match="renderer.estimator nerfacc has not; set it to occupancy"):
+    with pytest.raises(UsageError, match="estimator nerfacc has not; set it to occupancy"):
         check_keeps(geometry, marching)
     plain = TriplaneGeometry({"channels": 4, "resolution": 8, "hidden": 8})
     with pytest.raises(UsageError, match="needs portrait-diffusion-triplane with a restoration grid"):

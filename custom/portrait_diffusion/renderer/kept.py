@@ -50,7 +50,7 @@ def check_keeps(geometry, renderer) -> None:
         )
     if renderer.cfg.estimator != "occupancy":
         raise UsageError(
-            f"keep_samples needs as many samples on every ray, and renderer.estimator {renderer.cfg.estimator} has not; "
+            f"keep_samples needs as many samples on every ray; renderer.estimator {renderer.cfg.estimator} has not; "
             "set it to occupancy."
         )
     changed = [name for name, p in geometry.named_parameters() if p.requires_grad and name != "restoration"]
