@@ -166,7 +166,7 @@ def sweep(points: int, resolution: int, device: torch.device, repeats: int) -> l
             triplane_triton.SCATTER_BLOCK, triplane_triton.SCATTER_WARPS = block, warps
             for name in ("gather", "scatter"):
                 timed(found[name], kernel=name, planes=dtype, block=block, warps=warps)
-        for block, programs, stages in itertools.product((32, 64, 128), (2, 4, 8), (1, 2, 3)):
+        for block, programs, stages in itertools.product((32, 64), (2, 4, 8), (1, 2, 3)):  # 128: illegal access
             decoder_triton.FORWARD_BLOCK = decoder_triton.BACKWARD_BLOCK = block
             decoder_triton.FORWARD_PROGRAMS, decoder_triton.STAGES = programs, stages
             row = {"planes": dtype, "block": block, "programs an SM": programs, "stages": stages}

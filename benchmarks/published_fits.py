@@ -49,7 +49,7 @@ def fitted(family: str, file: Path, photo: Path, tuning: str, size: int, overrid
     fit = {"tuning": tuning, "size": size, "rays": size * size, "ray_chunk": size * size, "attempts": 1}
     settings = [f"system.published_fit.{key}={value}" for key, value in fit.items()]
     prior = [f"system.prior.type={family}", f"system.prior.checkpoint={file}", "preview_every=0"]
-    pipeline = PortraitPipeline.from_config(ROOT / "configs" / "portrait-mini.yaml", [*prior, *settings, *overrides])
+    pipeline = PortraitPipeline.from_config(ROOT / "configs" / "portrait-init.yaml", [*prior, *settings, *overrides])
     record = score_photo(pipeline, photo, size)
     kept = {key: record.get(key) for key in ("status", "reason", "seconds", "peak_host_gb", "peak_device_gb")}
     kept = {key: round(value, 2) if isinstance(value, float) else value for key, value in kept.items()}

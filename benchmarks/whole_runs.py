@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photo", type=Path, help="any picture that the main job takes")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
-    parser.add_argument("--config", default=str(ROOT / "configs" / "portrait-restored.yaml"))
+    parser.add_argument("--config", default=str(ROOT / "configs" / "portrait-mini.yaml"))
     parser.add_argument("--implementations", nargs="+", default=["torch", "triton"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--size", type=int, default=128, help="side of the compared views, pixels")

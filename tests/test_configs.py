@@ -19,7 +19,7 @@ SMALL = [
     "system.inversion.novel_views=2", "system.inversion.novel_size=16", "system.inversion.detail_steps=2",
     "system.inversion.detail_size=48", "system.inversion.detail_resolution=48",
 ]  # fmt: skip
-QUICK = {"portrait-mini", "portrait-restored", "portrait"}
+QUICK = {"portrait-mini", "portrait-init", "portrait"}
 """Configurations that train in every run of the tests; the others are slow ones."""
 
 
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 
 def test_there_are_configurations():
     names = {path.stem for path in CONFIGS}
-    assert {"portrait-mini", "portrait", "portrait-12gb", "portrait-fast"} <= names
+    assert {"portrait-mini", "portrait-init", "portrait", "portrait-12gb", "portrait-fast"} <= names
     assert len(list((ROOT / "configs" / "ablations").glob("*.yaml"))) >= 9
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from portrait_diffusion import pipeline as module
+from portrait_diffusion.cli import find_config
 from portrait_diffusion.errors import EnvironmentProblem
 from portrait_diffusion.pipeline import PortraitPipeline, run_key, weights_sha256
 from portrait_diffusion.settings import PriorConfig
@@ -110,7 +111,7 @@ def fit(out: Path | None, weights: Path, seen: list | None = None):
         if stage == "latent":
             steps.append(done)
 
-    return PortraitPipeline.from_config(None, [*SMALL, *paths]).run(PHOTO, out, note)
+    return PortraitPipeline.from_config(find_config("portrait-init"), [*SMALL, *paths]).run(PHOTO, out, note)
 
 
 def test_a_run_goes_on_with_the_same_weights_and_starts_anew_with_others(tmp_path):

@@ -184,7 +184,7 @@ class PortraitPipeline:
 
 STAGE_KEYS = (
     "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "restoration_resolution",
-    "restoration_blur", "detail_preservation", "preservation_thickness", "preservation_facing",
+    "restoration_blur", "restoration_reach", "detail_preservation", "preservation_thickness", "preservation_facing",
 )  # fmt: skip
 """Keys of the system that matter to the stages after the initialization alone."""
 

@@ -92,6 +92,8 @@ class SystemConfig:
     """Edge of the grid that the stages change, voxels."""
     restoration_blur: float = 0.0
     """Voxels: where the grid may change colours, they give way to blurred ones that it adds to; 0 keeps them."""
+    restoration_reach: float = 0.0
+    """How far from the initialization's matter the grid may change density, scene units; 0 is anywhere."""
     detail_preservation: bool = True
     """Close that grid where the photo shows the head; false leaves it open."""
     preservation_thickness: float = 0.05
@@ -106,7 +108,10 @@ class SystemConfig:
     def __post_init__(self):
         kind = self.prior.get("type", "bundled") if isinstance(self.prior, Mapping) else self.prior.type
         if Schedule(self.stages).total and kind != "bundled":
-            raise ValueError(f"stages after the initialization need prior.type 'bundled' so far, got '{kind}'")
+            raise ValueError(
+                f"stages after the initialization need prior.type 'bundled' so far, got '{kind}'; "
+                "use --config portrait-init, which has none"
+            )
         check_facing(self.preservation_facing)
 
 

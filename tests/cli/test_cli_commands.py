@@ -13,6 +13,7 @@ from portrait_diffusion.errors import OutOfMemory
 from portrait_diffusion.progress import Quiet
 from portrait_diffusion.settings import load_pipeline_config
 
+INIT = cli.find_config("portrait-init")
 PANOHEAD = ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"]
 
 
@@ -77,7 +78,7 @@ def test_dry_run_tells_that_a_run_would_be_continued(tmp_path, capsys):
 
 def test_the_plan_of_a_published_prior_names_its_own_steps():
     def plan(*words):
-        return cli.describe_fit(load_pipeline_config(None, [*PANOHEAD, *words])[0].system)
+        return cli.describe_fit(load_pipeline_config(INIT, [*PANOHEAD, *words])[0].system)
 
     assert plan() == "panohead, 150 steps at 64 px, then 300 on its planes; at most 2 starts"
     assert plan("system.published_fit.tuning=none") == "panohead, 150 steps at 64 px; at most 2 starts"
@@ -170,10 +171,10 @@ def test_another_runtime_error_is_not_called_lack_of_memory(tmp_path):
     *((stage, PANOHEAD) for stage in ("preview", "latent", "tuning", "mesh")),
 ])  # fmt: skip
 def test_smaller_settings_are_valid_and_smaller(stage, prior):
-    config, _ = load_pipeline_config(None, prior)
+    config, _ = load_pipeline_config(INIT, prior)
     overrides = cli.smaller_setting(stage, config).split()
     assert ("published_fit" in overrides[0]) == (prior != [] and stage != "mesh")
-    smaller, _ = load_pipeline_config(None, [*prior, *overrides])
+    smaller, _ = load_pipeline_config(INIT, [*prior, *overrides])
     for override in overrides:
         path = override.split("=")[0].split(".")
         before, after = config, smaller

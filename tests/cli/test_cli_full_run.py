@@ -19,6 +19,8 @@ SMALL = (
     "system.exporter.bake.texture_size=256", "system.exporter.turntable.frames=4",
     "system.exporter.turntable.height=64",
     "system.exporter.view_azimuths_deg=[0,180]", "system.exporter.view_elevations_deg=[0]",
+    "system.stages.restore.steps=4", "system.stages.restore.painted=2", "system.stages.restore.paint_steps=1",
+    "system.stages.restore.resolution=[32]", "system.restoration_resolution=24",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def refused(capsys, file: str, kind: str, *options: str) -> str:
     capsys.readouterr()
     before = files_below(Path.cwd())
     prior = [f"system.prior.type={kind}", f"system.prior.checkpoint={file}"]
-    code = cli.main(["--image", "me.png", "--out", "result", *options, *prior])
+    code = cli.main(["--image", "me.png", "--out", "result", "--config", "portrait-init", *options, *prior])
     output = capsys.readouterr()
     assert code == 2 and output.out == "" and output.err.count("\n") == 1, output
     assert files_below(Path.cwd()) == before
@@ -68,5 +68,5 @@ def test_a_fitting_file_passes(folder, capsys, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("numbers were read"))
     for file in ("net.pkl", "net.safetensors"):
         prior = ["system.prior.type=eg3d", f"system.prior.checkpoint={file}"]
-        assert cli.main(["--image", "me.png", "--out", "result", "--dry-run", *prior]) == 0
+        assert cli.main(["--image", "me.png", "--out", "result", "--config", "portrait-init", "--dry-run", *prior]) == 0
         assert file in capsys.readouterr().out and not (folder / "result").exists()

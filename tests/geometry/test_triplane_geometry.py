@@ -243,6 +243,28 @@ def test_a_replacing_grid_takes_detail_from_colours_and_none_from_density():
     torch.testing.assert_close(copy(p), restored(p))
 
 
+def test_no_density_is_added_far_from_matter():
+    """Near a ball it grows as without a limit, well beyond the reach not at all; colours may change anywhere."""
+    free, bound = (ball(restoration_resolution=32, restoration_reach=reach) for reach in (0.0, 0.05))
+    for geometry in (free, bound):
+        geometry.set_restoration(torch.ones_like(geometry.restoration_gate))
+        with torch.no_grad():
+            geometry.restoration.fill_(0.4)
+    plain, p = ball(), points(4000)
+    away, voxel = p.norm(dim=-1) - BALL_RADIUS, 2 * bound.cfg.radius / 32
+    density = {name: g.forward_density(p) for name, g in (("plain", plain), ("free", free), ("bound", bound))}
+    near, far = away.abs() < 0.02, away > 0.05 + 4 * voxel  # known and looked up by voxels
+    assert bool(near.any()) and bool(far.any())
+    torch.testing.assert_close(density["bound"][near], density["free"][near])
+    torch.testing.assert_close(density["bound"][far], density["plain"][far])
+    assert float((density["free"] - density["plain"])[far].abs().max()) > 0
+    torch.testing.assert_close(bound(p)["features"], free(p)["features"])
+    copy = TriplaneGeometry.create_from(bound)
+    torch.testing.assert_close(copy.forward_density(p), density["bound"])
+    with pytest.raises(UsageError, match="restoration_reach must be at least 0"):
+        ball(restoration_resolution=8, restoration_reach=-0.1)
+
+
 def test_a_look_without_the_restoration_shows_planes_and_detail_alone():
     plain = make(init_std=1.0)
     restored = replacing(plain, 1.0, 2.0)

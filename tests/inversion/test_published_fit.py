@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from portrait_diffusion.cli import find_config
 from portrait_diffusion.errors import UsageError
 from portrait_diffusion.inversion.camera import PhotoCamera
 from portrait_diffusion.inversion.published import PublishedFit, overlap, ramp
@@ -13,6 +14,7 @@ from portrait_diffusion.priors.published.sizes import FAMILIES
 from portrait_diffusion.settings import load_pipeline_config
 from priors.published_pickles import write_published
 
+INIT = find_config("portrait-init")
 SETTINGS = {
     "latent_steps": 6, "tuning_steps": 4, "size": 32, "rays": 256, "ray_chunk": 400, "samples": 6,
     "lambda_perceptual": 0.0, "min_overlap": 0.0, "checkpoint_every": 3,
@@ -155,7 +157,8 @@ def test_schedule_and_overlap():
         (["system.prior.type=stylegan"], "must be one of bundled, eg3d"),
         (["system.prior.type=eg3d"], "needs prior.checkpoint"),
         (["system.published_fit.tuning=all"], "published_fit.tuning must be one of"),
-        (["system.prior.type=eg3d", "system.prior.checkpoint=a.pkl", "system.stages={restore: {steps: 5}}"], "stages"),
+        (["system.prior.type=eg3d", "system.prior.checkpoint=a.pkl", "system.stages={restore: {steps: 5}}"],
+         "stages after the initialization need .* use --config portrait-init"),
     ],
 )
 def test_settings_are_checked(words, message):
@@ -164,7 +167,7 @@ def test_settings_are_checked(words, message):
 
 
 def test_settings_arrive():
-    config, _ = load_pipeline_config(None, ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"])
+    config, _ = load_pipeline_config(INIT, ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"])
     assert config.system.prior.type == "panohead" and config.system.published_fit.tuning == "planes"
 
 
@@ -183,7 +186,7 @@ def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):
     words = [f"system.published_fit.{key}={value}" for key, value in SETTINGS.items()]
     words += ["system.prior.type=panohead", f"system.prior.checkpoint={tmp_path / 'net.pkl'}", "data.matte=none"]
     words += ["system.renderer.num_samples_per_ray=8", "system.renderer.num_importance_samples=8"]
-    result = module.PortraitPipeline.from_config(None, words).run(photo, tmp_path / "out")
+    result = module.PortraitPipeline.from_config(INIT, words).run(photo, tmp_path / "out")
     assert result.geometry.cfg.plane_layout == "panohead" and result.curves["tuning/rgb"]
     save_head(result, tmp_path / "out")
     told = {}

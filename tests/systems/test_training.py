@@ -69,6 +69,9 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
     second = pipeline(model, prior).run(PHOTO, tmp_path / "broken", lambda *report: again.append(report[:3]))
     assert [report for report in again if report[0] in STAGES] == stages[2:]
     assert torch.equal(second.geometry.restoration, grid)
+    assert second.curves == whole.curves, "those of the steps before the interruption, too"
+    finished = pipeline(model, prior).run(PHOTO, tmp_path / "broken")
+    assert finished.curves == whole.curves and finished.field_id() == whole.field_id()
 
     from portrait_diffusion.result import save_head
 

@@ -16,6 +16,9 @@ from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
 from ..ops.triplane import DETAIL_GAIN, DecoderWeights, init_decoder, limit_density, sample_planes, voxel_centres
 from ..ops.volrend import inside_cylinder
 
+MATTER = 0.05
+"""Share of the light that a voxel must stop to count as matter to which `restoration_reach` is measured."""
+
 
 def settings_for(
     planes: list[Tensor], weights: DecoderWeights, radius: float, detail: bool = False, frame: PlaneFrame = OWN_FRAME
@@ -51,6 +54,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
     density and colour as far as ``restoration_gate`` (1,1,1,R,R,R), a buffer in [0, 1], lets it: the part that later
     stages may change. Fresh it is zero, and its gate open. With `restoration_replaces` the colour of planes and detail
     fades out as that gate opens, and ``restoration_base`` (1,1,3,R,R,R), raw colours, fades in (`set_restoration`).
+    With `restoration_reach` it adds no density farther than that from matter of planes and detail:
+    ``restoration_room`` (1,1,1,R,R,R), a buffer in [0, 1].
     """
 
     @dataclass
@@ -67,6 +72,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         detail_depth: int = 8  # layers of the detail grid, at least 2
         restoration_resolution: int = 0  # edge of the grid that later stages may change, in voxels; 0 is no such grid
         restoration_replaces: bool = False  # that grid's colours are in the place of the planes', else added to them
+        restoration_reach: float = 0.0  # how far from matter that grid may change density, scene units; 0: anywhere
         plane_layout: str = "own"  # own, or that of a published prior: eg3d, panohead, spherehead or pyramid
         plane_radius: float = 0.0  # half edge of the cube that the planes span, scene units; 0 is radius
         plane_centre: list = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of that cube, head frame, scene units
@@ -87,6 +93,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
             for key in ("frontal_layers", "detail_resolution", "restoration_resolution"):
                 if getattr(self, key) < 0:
                     raise UsageError(f"geometry.{key} must be at least 0, got {getattr(self, key)}.")
+            if self.restoration_reach < 0:
+                raise UsageError(f"geometry.restoration_reach must be at least 0, got {self.restoration_reach}.")
             if self.plane_layout not in LAYOUTS:
                 raise UsageError(
                     f"geometry.plane_layout must be one of {', '.join(LAYOUTS)}, got '{self.plane_layout}'."
@@ -131,6 +139,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
         self.register_buffer("restoration_gate", torch.ones(1, 1, 1, edge, edge, edge) if edge else None)
         base = torch.zeros(1, 1, 3, edge, edge, edge) if edge and self.cfg.restoration_replaces else None
         self.register_buffer("restoration_base", base)
+        bounded = edge and self.cfg.restoration_reach
+        self.register_buffer("restoration_room", torch.ones(1, 1, 1, edge, edge, edge) if bounded else None)
         self._grid_known: tuple = (None, None)
         weights = init_decoder(self.cfg.channels, self.cfg.hidden, generator)
         weights.output_bias[0] = self.cfg.init_density
@@ -226,12 +236,15 @@ class TriplaneGeometry(BaseImplicitGeometry):
 
         def made() -> Tensor:
             gate = self.restoration_gate
-            grid = self.restoration * torch.cat([gate * gain for gain in DETAIL_GAIN], dim=2)
+            room = gate if self.restoration_room is None else gate * self.restoration_room
+            gains = [(gate if channel else room) * gain for channel, gain in enumerate(DETAIL_GAIN)]
+            grid = self.restoration * torch.cat(gains, dim=2)
             if self.restoration_base is None:
                 return grid
             return torch.cat([grid[:, :, :1], grid[:, :, 1:] + self.restoration_base * gate, gate], dim=2)
 
-        parts = [x for x in (self.restoration, self.restoration_gate, self.restoration_base) if x is not None]
+        parts = (self.restoration, self.restoration_gate, self.restoration_base, self.restoration_room)
+        parts = [x for x in parts if x is not None]
         changing = torch.is_grad_enabled() and self.restoration.requires_grad
         if changing or any(x.is_inference() for x in parts):  # inference tensors do not tell when they change
             return made()
@@ -248,21 +261,31 @@ class TriplaneGeometry(BaseImplicitGeometry):
         base = G(a c) / G(a), raw colours c of planes and detail at the voxels' centres, a the share of light that a
         voxel stops, G a Gaussian: what is seen there without its detail.
 
+        With `restoration_reach` the room for density is 1 within that distance of voxels that stop at least `MATTER`
+        of the light, and 0 from one voxel farther on.
+
         Args: gate (1,1,1,R,R,R) in [0, 1]; blur: standard deviation of G, voxels.
         """
         self.restoration.zero_()
         self.restoration_gate.zero_()  # planes and detail alone
-        if self.restoration_base is not None:
-            from scipy.ndimage import gaussian_filter  # not needed to name the settings, which --help does
+        if self.restoration_base is not None or self.restoration_room is not None:
+            from scipy.ndimage import distance_transform_edt, gaussian_filter  # not needed to name the settings
 
             edge, radius = self.cfg.restoration_resolution, self.cfg.radius
-            points = head_to_world(voxel_centres((edge, edge, edge), radius, gate.device))
+            points, voxel = head_to_world(voxel_centres((edge, edge, edge), radius, gate.device)), 2 * radius / edge
             raw = torch.cat([self._raw(part) for part in points.split(self.cfg.isosurface_chunk)])
-            stopped = -torch.expm1(-self.frame.density(raw[:, :1], world_to_head(points)) * (2 * radius / edge)) + 1e-4
-            seen = torch.cat([raw[:, 1:4].clamp(-6, 6) * stopped, stopped], dim=1).t().view(1, 4, edge, edge, edge)
+            stopped = -torch.expm1(-self.frame.density(raw[:, :1], world_to_head(points)) * voxel)
+        if self.restoration_base is not None:
+            share = stopped + 1e-4
+            seen = torch.cat([raw[:, 1:4].clamp(-6, 6) * share, share], dim=1).t().view(1, 4, edge, edge, edge)
             blurred = gaussian_filter(seen.cpu().numpy(), (0, 0, blur, blur, blur), mode="nearest")
             seen = torch.from_numpy(blurred).to(seen)
             self.restoration_base.copy_((seen[:, :3] / seen[:, 3:])[None])
+        if self.restoration_room is not None:
+            matter = (stopped > MATTER).view(edge, edge, edge).cpu().numpy()
+            away = torch.from_numpy(distance_transform_edt(~matter)) * voxel if matter.any() else torch.zeros(())
+            room = (1 - (away - self.cfg.restoration_reach) / voxel).clamp(0, 1)
+            self.restoration_room.copy_(room.to(gate).expand_as(gate))
         self.restoration_gate.copy_(gate)
 
     @contextmanager
@@ -348,6 +371,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if other.restoration is not None and instance.cfg.restoration_resolution == other.cfg.restoration_resolution:
             instance.restoration.data.copy_(other.restoration.data)
             instance.restoration_gate.copy_(other.restoration_gate)
-            if None not in (instance.restoration_base, other.restoration_base):
-                instance.restoration_base.copy_(other.restoration_base)
+            for name in ("restoration_base", "restoration_room"):
+                if None not in (getattr(instance, name), getattr(other, name)):
+                    getattr(instance, name).copy_(getattr(other, name))
         return instance.to(other.planes[0].device)

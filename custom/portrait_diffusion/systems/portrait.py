@@ -61,6 +61,7 @@ class PortraitSystem(BaseLift3DSystem):
         init: bool = True  # start from the photo; false starts from the geometry as it is
         restoration_resolution: int = 96  # edge of the grid that the stages change, voxels
         restoration_blur: float = 0.0  # voxels; colours give way to blurred ones where that grid may change them; 0: no
+        restoration_reach: float = 0.0  # how far from the head that grid may change density, scene units; 0: anywhere
         detail_preservation: bool = True  # close the grid where the photo shows the head; false leaves it open
         preservation_thickness: float = 0.05  # how far behind the visible surface it is closed, scene units
         preservation_facing: list = field(default_factory=lambda: [0.15, 0.4])  # open below, closed above; cosines
@@ -144,7 +145,7 @@ class PortraitSystem(BaseLift3DSystem):
         sizes = {
             "channels": spec.plane_channels, "resolution": spec.plane_resolution, "hidden": spec.decoder_hidden,
             "frontal_layers": spec.frontal_layers, "restoration_resolution": self.cfg.restoration_resolution,
-            "restoration_replaces": self.cfg.restoration_blur > 0,
+            "restoration_replaces": self.cfg.restoration_blur > 0, "restoration_reach": self.cfg.restoration_reach,
         }
         if inversion.detail_steps:
             sizes |= {"detail_resolution": inversion.detail_resolution, "detail_depth": inversion.detail_depth}
@@ -395,7 +396,8 @@ class PortraitSystem(BaseLift3DSystem):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a guidance keeps between steps belongs to the run, and so do its settings; ST-LPIPS does not."""
         without_perceptual(checkpoint)
-        checkpoint["portrait"] = {"settings": self.settings}
+        self._read_losses()
+        checkpoint["portrait"] = {"settings": self.settings, "curves": self.curves}
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
             painted = None if self._painted is None else dict(vars(self._painted))
@@ -405,7 +407,7 @@ class PortraitSystem(BaseLift3DSystem):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         without_perceptual(checkpoint)
         found = checkpoint.get("portrait") or {}
-        self.settings = found.get("settings") or {}
+        self.settings, self.curves = found.get("settings") or {}, found.get("curves") or {}
         self._saved = found if "guidance" in found else None
 
     def on_predict_start(self) -> None:
