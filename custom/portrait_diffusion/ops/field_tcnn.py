@@ -136,13 +136,17 @@ def _evaluate(network: torch.nn.Module, features: Tensor, params: Tensor) -> Ten
     return _LeaveHalf.apply(torch.func.functional_call(network, {"params": params}, (inputs,)).float(), scale)
 
 
-class _LeaveHalf(torch.autograd.Function):
-    """Identity; gradients are multiplied by the power of two that makes them add up to `GRADIENT_SUM` or a bit less."""
+class _ScaledGradients(torch.autograd.Function):
+    """Identity; what its kinds do to gradients goes by one list, which the first backward pass fills."""
 
     @staticmethod
-    def forward(ctx, out: Tensor, scale: list) -> Tensor:
+    def forward(ctx, x: Tensor, scale: list) -> Tensor:
         ctx.scale = scale
-        return out.view_as(out)
+        return x.view_as(x)
+
+
+class _LeaveHalf(_ScaledGradients):
+    """Gradients are multiplied by the power of two that makes them add up to `GRADIENT_SUM` or a bit less."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -152,13 +156,8 @@ class _LeaveHalf(torch.autograd.Function):
         return grad * ctx.scale[0], None
 
 
-class _EnterHalf(torch.autograd.Function):
-    """Identity; gradients are divided by what `_LeaveHalf` multiplied by."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: list) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
+class _EnterHalf(_ScaledGradients):
+    """Gradients are divided by what `_LeaveHalf` multiplied by."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable

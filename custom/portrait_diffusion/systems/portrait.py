@@ -4,6 +4,7 @@ Photo -> initialization (`inversion`) -> restore -> refine. The initialization f
 the first step; the stages change the geometry's restoration grid, whose gate is closed where the photo shows the head
 (the Detail Preservation Block of arXiv 2411.10369, whose internals are not published; this is ours).
 """
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,11 +288,14 @@ class PortraitSystem(BaseLift3DSystem):
     def _photo_losses(self, place) -> tuple[dict, dict]:
         """Losses of the photo's own view, and its render."""
         size = place.stage.resolution_at(place.step)
-        rays_o, rays_d = (r.to(self.device) for r in self.photo_camera.rays(size))
+
+        def rays() -> dict[str, Tensor]:
+            return dict(zip(("rays_o", "rays_d"), (r.to(self.device) for r in self.photo_camera.rays(size))))
+
         if place.stage.keep_samples:
-            out = render_kept(self.geometry, self._kept_views(("photo", size), rays_o, rays_d))
+            out = render_kept(self.geometry, self._kept_views(("photo", size), rays))
         else:
-            out = self({"rays_o": rays_o, "rays_d": rays_d})
+            out = self(rays())
         rgb, alpha = (out[name].permute(0, 3, 1, 2) for name in ("comp_rgb_fg", "opacity"))
         target = self._target.resized(size).to(self.device)
         colour, silhouette = photo_losses(rgb, alpha, target)
@@ -308,19 +312,21 @@ class PortraitSystem(BaseLift3DSystem):
         size = place.stage.resolution_at(place.step)
         batch = camera_batch(painted.azimuth[rows], painted.elevation[rows], size)
         if place.stage.keep_samples:
-            around = camera_batch(painted.azimuth, painted.elevation, size)
-            kept = self._kept_views(("painted", size), around["rays_o"], around["rays_d"])
+            kept = self._kept_views(
+                ("painted", size), lambda: camera_batch(painted.azimuth, painted.elevation, size)
+            )
             out = render_kept(self.geometry, [kept[row] for row in rows])
         else:
             out = self(batch)
         perceptual = self._perceptual if self._weight(place, "painted_perceptual") else None
         return painting_losses(out["comp_rgb"], painted.rgb[rows], perceptual), out, batch
 
-    def _kept_views(self, key: tuple, rays_o: Tensor, rays_d: Tensor) -> list[KeptRays]:
-        """Views (B,H,W,3) as `keep_samples` shows them, found once; painted ones until the next look."""
+    def _kept_views(self, key: tuple, rays: Callable[[], dict[str, Any]]) -> list[KeptRays]:
+        """Views of rays_o, rays_d (B,H,W,3) as `keep_samples` shows them, found once; painted ones until a new look."""
         if key not in self._kept:
             check_keeps(self.geometry, self.renderer)
-            self._kept[key] = keep_rays(self.geometry, self.renderer, rays_o, rays_d)
+            found = rays()
+            self._kept[key] = keep_rays(self.geometry, self.renderer, found["rays_o"], found["rays_d"])
         return self._kept[key]
 
     @torch.no_grad()
