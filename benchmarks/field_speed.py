@@ -168,7 +168,8 @@ def sweep(points: int, resolution: int, device: torch.device, repeats: int) -> l
                 timed(found[name], kernel=name, planes=dtype, block=block, warps=warps)
         for block, programs, stages in itertools.product((32, 64), (2, 4, 8), (1, 2, 3)):  # 128: illegal access
             decoder_triton.FORWARD_BLOCK = decoder_triton.BACKWARD_BLOCK = block
-            decoder_triton.FORWARD_PROGRAMS, decoder_triton.STAGES = programs, stages
+            decoder_triton.FORWARD_PROGRAMS = programs
+            decoder_triton.FORWARD_STAGES = decoder_triton.BACKWARD_STAGES = stages
             row = {"planes": dtype, "block": block, "programs an SM": programs, "stages": stages}
             timed(found["decode"], kernel="decode", **row)
             timed(partial(found["decode gradients"], programs * many), kernel="decode gradients", **row)

@@ -10,11 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-FORWARD_BLOCK, FORWARD_WARPS, FORWARD_PROGRAMS = 64, 4, 8
-BACKWARD_BLOCK, BACKWARD_WARPS, BACKWARD_PROGRAMS = 64, 4, 2
-"""Points of a block, warps of a program, programs a multiprocessor."""
-STAGES = 2
-"""Blocks whose loads are under way at a time."""
+FORWARD_BLOCK, FORWARD_WARPS, FORWARD_PROGRAMS, FORWARD_STAGES = 64, 4, 8, 3
+BACKWARD_BLOCK, BACKWARD_WARPS, BACKWARD_PROGRAMS, BACKWARD_STAGES = 32, 4, 2, 1
+"""Points of a block, warps of a program, programs a multiprocessor, blocks whose loads are under way at a time."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

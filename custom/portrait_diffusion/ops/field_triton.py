@@ -116,7 +116,7 @@ def launch_decode(features: Tensor, weights: tuple, out: Tensor, start: int, lay
     programs = min(blocks, decoder.processors(out.device) * decoder.FORWARD_PROGRAMS)
     decoder.decode[(programs, b)](
         features, *weights, out, out.shape[1], start, count, blocks, *layers, *decoder.operands(features.dtype, False),
-        decoder.FORWARD_BLOCK, num_warps=decoder.FORWARD_WARPS, num_stages=decoder.STAGES,
+        decoder.FORWARD_BLOCK, num_warps=decoder.FORWARD_WARPS, num_stages=decoder.FORWARD_STAGES,
     )  # fmt: skip
 
 
@@ -130,5 +130,5 @@ def launch_decode_gradients(
     decoder.decode_gradients[(programs, b)](
         features, grad_out, *weights, pull, partial, grad_out.shape[1], start, count, blocks, *layers, of_features,
         of_weights, *decoder.operands(features.dtype, True), decoder.BACKWARD_BLOCK,
-        num_warps=decoder.BACKWARD_WARPS, num_stages=decoder.STAGES,
+        num_warps=decoder.BACKWARD_WARPS, num_stages=decoder.BACKWARD_STAGES,
     )  # fmt: skip

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GATHER_BLOCK, GATHER_WARPS = 64, 4
-SCATTER_BLOCK, SCATTER_WARPS = 64, 4
+GATHER_BLOCK, GATHER_WARPS = 32, 4
+SCATTER_BLOCK, SCATTER_WARPS = 32, 4
 
 
 @triton.jit
