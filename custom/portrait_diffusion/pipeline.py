@@ -22,6 +22,7 @@ from .inversion.engine import Inversion
 from .inversion.published import PublishedFit
 from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
+from .noise.summary import noise_summary
 from .optional import require
 from .photo.prepare import PreparedPhoto, prepare_photo
 from .priors.bundled import BundledPrior
@@ -139,7 +140,10 @@ class PortraitPipeline:
             timings=before.timings | {"stages": time.perf_counter() - started},
         )  # fmt: skip
         after.stopped = stopped
-        after.denoiser_rows = getattr(getattr(trained, "guidance", None), "denoiser_rows", 0)
+        guidance = getattr(trained, "guidance", None)
+        after.denoiser_rows, after.noise = getattr(guidance, "denoiser_rows", 0), noise_summary(curves)
+        if after.noise:
+            after.timings["stages.noise"] = guidance.noise_sampler.seconds
         return after
 
     def _inversion(

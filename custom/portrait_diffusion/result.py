@@ -35,6 +35,7 @@ class PortraitResult:
         self.curves, self.timings, self.metrics = curves or {}, timings or {}, {}
         self.stopped = False
         self.denoiser_rows = 0  # pictures that the denoiser has seen in the stages
+        self.noise: dict[str, dict[str, float]] = {}  # what comparisons of noises came to, see `noise.summary`
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +104,7 @@ class PortraitResult:
             out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
             overrides=overrides, metrics=metrics, warnings=prior_terms(prior.type), seeds={"seed": config.seed},
             weights=weights, timings_s=self.timings, command=command, device=self.device, field_id=self.field_id(),
-            base_dir=out, progress=tell,
+            base_dir=out, progress=tell, denoiser={"rows": self.denoiser_rows, "noise": self.noise},
         )  # fmt: skip
 
     @classmethod

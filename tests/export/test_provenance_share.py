@@ -37,7 +37,7 @@ def test_provenance_is_complete_and_plain(tmp_path):
     record = collect(
         config={"a": 1}, device="cpu", seeds={"torch": 7}, photo_name="me.jpg", photo_sha256="00",
         weights={"prior": weights}, timings_s={"invert": 12.34567},
-        command=["portrait", str(Path.home() / "my photo.jpg")],
+        command=["portrait", str(Path.home() / "my photo.jpg")], denoiser={"rows": 8, "noise": {}},
     )  # fmt: skip
     write_provenance(tmp_path / "provenance.json", record)
     back = json.loads((tmp_path / "provenance.json").read_text())
@@ -49,6 +49,7 @@ def test_provenance_is_complete_and_plain(tmp_path):
     assert str(tmp_path) not in json.dumps(back)
     assert str(Path.home()) not in back["command"] and "my photo.jpg" in back["command"]
     assert back["peak_memory"]["host_bytes"] is None or back["peak_memory"]["host_bytes"] > 1e7
+    assert back["denoiser"] == {"rows": 8, "noise": {}}
     assert set(back) >= {"version", "git", "created_utc", "platform"}
 
 

@@ -107,6 +107,13 @@ def test_render_is_deterministic_in_any_mode_and_has_normals():
     assert not evaluated["comp_rgb"].requires_grad
 
 
+def test_a_look_without_normals_is_the_same_look():
+    rays, module = views(), renderer()
+    whole, plain = module.look(*rays), module.look(*rays, normals=False)
+    assert set(whole) - set(plain) == {"comp_normal"}
+    assert all(torch.equal(value, whole[name]) for name, value in plain.items())
+
+
 def expected_depth_of_the_ball() -> float:
     """Distance at which the ray through the centre is absorbed on average, by fine quadrature of its density."""
     r = torch.linspace(cam.BOX_RADIUS, -cam.BOX_RADIUS, 100001, dtype=torch.float64)

@@ -298,8 +298,13 @@ def test_mvnrs_gets_its_geometry_and_the_photo_is_among_the_known_views(data, mo
                "noise_sampler": {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 1}}  # fmt: skip
     system = make(model, stages, guidance={"pretrained_model_name_or_path": model, **sampler})
     monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    look, with_normals = system.renderer.look, []
+    system.renderer.look = lambda *rays, normals: with_normals.append(normals) or look(*rays, normals=normals)
     fit(system, data, 2)
+    del system.renderer.look
     assert system.guidance.noise_sampler.anchors is not None
+    assert with_normals.count(True) == 1, "the known views; anchors need depth alone"
+    assert with_normals.count(False) >= 1
     views = system.known_views([90.0, 180.0], SIZE)
     photo = system._target.resized(SIZE)
     assert len(views) == 3

@@ -118,6 +118,26 @@ def test_a_run_with_a_perceptual_loss_is_taken_up_again(model, prior, tmp_path):
     assert second.denoiser_rows == first.denoiser_rows > 0, "what was counted before counts"
 
 
+def test_what_comparisons_of_noises_came_to_is_told(model, prior, tmp_path):
+    stages = {"refine": {"steps": 4, "resolution": [32], "views": 2, "reference_every": 0, "loss": {}}}
+    guidance = {
+        "pretrained_model_name_or_path": model, "noise_sampler_type": "portrait-diffusion-mvnrs-noise",
+        "noise_sampler": {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 2},
+    }  # fmt: skip
+    result = pipeline(model, prior, stages, guidance=guidance).run(PHOTO, tmp_path)
+    (told,) = result.noise.values()
+    assert list(result.noise) == ["refine/guidance"]
+    assert told["comparisons"] == 2 and told["extra_denoiser_rows"] == 2 * 2, "two candidates of two views, twice"
+    assert 0 <= told["accepted"] <= 1 and -1 <= told["score"] <= told["score_kept"] <= 1 and -1 <= told["control"] <= 1
+    assert len(result.curves["refine/guidance_noise_accepted"]) == 2
+    assert 0 < result.timings["stages.noise"] < result.timings["stages"]
+    again = pipeline(model, prior, stages, guidance=guidance).run(PHOTO, tmp_path)
+    assert again.noise == result.noise, "of the finished run, which is not repeated"
+
+    plain = pipeline(model, prior, stages).run(PHOTO, tmp_path)
+    assert plain.noise == {} and "stages.noise" not in plain.timings
+
+
 def test_wrong_stages_stop_before_any_work(model, prior):
     with pytest.raises(UsageError, match="system.stages has no stage 'polish'"):
         pipeline(model, prior, {"polish": {"steps": 1}})

@@ -229,6 +229,7 @@ def export_all(
     field_id: str = "",
     base_dir: str | Path = ".",
     progress: Progress | None = None,
+    denoiser: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write portrait.glb, portrait.ply, turntable.mp4, views/, share.yaml, provenance.json, report.html, export.json.
 
@@ -242,7 +243,7 @@ def export_all(
         curves: name -> (step, value) pairs.  settings: raw configuration of the run, plain values.
         config: see ExportConfig.  overrides: ``a.b=c`` texts on top of settings, for share.yaml.
         metrics: name -> value.  warnings: sentences, shown beside the photo's own.
-        seeds, weights, timings_s, command: see provenance.collect.
+        seeds, weights, timings_s, command, denoiser: see provenance.collect.
         device: where the field lives.
         field_id: what identifies the head (for example a hash of its parameters); "" probes the field instead.
         base_dir: folder that relative paths in share.yaml start from.
@@ -288,6 +289,7 @@ def export_all(
         provenance = collect(
             config=shared, device=device, seeds=seeds, photo_name=photo.name if photo else None,
             photo_sha256=photo.sha256 if photo else None, weights=weights, timings_s=times, command=command,
+            denoiser=denoiser,
         )  # fmt: skip
         return _written(provenance_path, write_provenance, provenance), {"provenance": provenance}
 

@@ -103,6 +103,7 @@ def collect(
     weights: Mapping[str, str | Path] | None = None,
     timings_s: Mapping[str, float] | None = None,
     command: Sequence[str] | None = None,
+    denoiser: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything needed to say how a result came about, as plain values for JSON.
 
@@ -110,6 +111,7 @@ def collect(
         config: full configuration of plain values; its hash goes in.
         seeds: name -> seed.  weights: name -> file; their SHA-256 go in, not their paths.
         timings_s: stage -> seconds.  command: argument list, default this process's.
+        denoiser: what a diffusion model did: rows, the pictures it has seen; noise, see `noise.summary`.
     """
     from .. import __version__
 
@@ -129,6 +131,7 @@ def collect(
         "photo": {"name": photo_name, "sha256": photo_sha256},
         "weights_sha256": {name: sha256_file(path) for name, path in (weights or {}).items()},
         "timings_s": {name: round(float(seconds), 3) for name, seconds in (timings_s or {}).items()},
+        "denoiser": dict(denoiser or {}),
         "peak_memory": peak_memory(device),
     }
 

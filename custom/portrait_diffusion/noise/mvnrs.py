@@ -75,22 +75,28 @@ class MVNRSNoise(NoiseSampler):
     def __call__(self, request: NoiseRequest) -> Tensor:
         """(B, C, h, w) standard normal, carried from the nearest anchors."""
         self.statistics = {}
-        return self._carried(request)[0]
+        with self.timed():
+            return self._carried(request)[0]
 
     def candidates(self, request: NoiseRequest) -> Tensor:
         """(K, B, C, h, w): the anchors' noise, then fresh noise that is the same on the surface that views share."""
-        noise, views, index = self._carried(request)
-        self._last = views, index
-        rows = [noise]
-        for _ in range(self.cfg.candidates - 1):
-            rows.append(self._redraw(request, views))
-        return torch.stack(rows)
+        with self.timed():
+            noise, views, index = self._carried(request)
+            self._last = views, index
+            rows = [noise]
+            for _ in range(self.cfg.candidates - 1):
+                rows.append(self._redraw(request, views))
+            return torch.stack(rows)
 
     def choose(self, gradients: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """(B,) the candidate kept for each view, by gradients (K, B, C, h, w) of noise of the same shape; keeps it.
 
         A view is compared with its nearest neighbour of the batch; if a fresh draw wins, its anchor takes it over.
         """
+        with self.timed():
+            return self._choose(gradients, noise, generator)
+
+    def _choose(self, gradients: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         views, index = self._last
         b = gradients.shape[1]
         pairs = self._pairs(views)

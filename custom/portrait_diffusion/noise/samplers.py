@@ -1,4 +1,7 @@
 """Where a guidance takes its noise from: registered classes with one method, so that ablations change one thing."""
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +37,22 @@ class NoiseRequest:
 class NoiseSampler(BaseObject):
     """What a guidance asks of a sampler: `__call__`, and for those that compare candidates also the rest.
 
-    Attributes: statistics: numbers of the last step, for the log.
+    Attributes:
+        statistics: numbers of the last step, for the log.
+        seconds: time spent in it so far, in this process; on a GPU with what it waited for.
     """
+
+    seconds: float = 0.0
 
     def configure(self) -> None:
         self.statistics: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the time of its body to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
 
     def __call__(self, request: NoiseRequest) -> Tensor:
         """(B, C, h, w), standard normal."""

@@ -175,9 +175,11 @@ class PortraitVolumeRenderer(VolumeRenderer):
         return self.look(*get_rays(c2w, fovy, height, width), bg_color)
 
     @torch.no_grad()
-    def look(self, rays_o: Tensor, rays_d: Tensor, bg_color: Tensor | None = None) -> dict[str, Tensor]:
-        """As `render`, of given rays (B,H,W,3)."""
-        return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=True)
+    def look(
+        self, rays_o: Tensor, rays_d: Tensor, bg_color: Tensor | None = None, normals: bool = True
+    ) -> dict[str, Tensor]:
+        """As `render`, of given rays (B,H,W,3); without ``comp_normal``, for a fraction of the cost, if not normals."""
+        return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=normals)
 
     @torch.no_grad()
     def sample_places(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -362,7 +362,10 @@ class PortraitSystem(BaseLift3DSystem):
         return found
 
     def _ask(self, guidance, prompts, weight: float, name: str, batch: dict, out: dict) -> dict[str, Tensor]:
-        """Every loss of a guidance, called as threestudio's are, with the render's geometry beside."""
+        """Every loss of a guidance, called as threestudio's are, with the render's geometry beside.
+
+        What its noise sampler tells of a comparison goes to the curves, see `noise.summary`.
+        """
         given = {k: v for k, v in batch.items() if k not in ("rays_o", "rays_d", "height", "width")}
         geometry = {"depth": out["depth"], "opacity": out["opacity"]}
         if "comp_normal" in out:
@@ -372,6 +375,9 @@ class PortraitSystem(BaseLift3DSystem):
         for key, value in answer.items():
             if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
                 self.log(f"train/{name}_{key}", value.detach() if isinstance(value, Tensor) else float(value))
+            if key.startswith("noise_"):
+                stage = self.schedule.at(self.true_global_step).name
+                self.curves.setdefault(f"{stage}/{name}_{key}", []).append(float(value))
         return {f"{name}_{key}": weight * value for key, value in answer.items() if key.startswith("loss_")}
 
     def _prepare_guidance(self, place) -> None:
@@ -442,10 +448,10 @@ class PortraitSystem(BaseLift3DSystem):
             poses, angles, crops,
         )  # fmt: skip
 
-    def _look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
-        """Renders with normals of some rays, deterministic, without gradients."""
+    def _look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+        """Renders of some rays, deterministic, without gradients; with normals where they are wanted."""
         if hasattr(self.renderer, "look"):
-            return self.renderer.look(rays_o, rays_d)
+            return self.renderer.look(rays_o, rays_d, normals=normals)
         training = self.renderer.training
         self.renderer.eval()
         try:
@@ -453,7 +459,7 @@ class PortraitSystem(BaseLift3DSystem):
                 out = self.renderer(rays_o=rays_o, rays_d=rays_d, light_positions=rays_o[:, 0, 0])
         finally:
             self.renderer.train(training)
-        if "comp_normal" not in out:
+        if normals and "comp_normal" not in out:
             raise UsageError(f"{self.cfg.renderer_type} gives no normals (comp_normal); set that in system.renderer.")
         return out
 
@@ -464,7 +470,7 @@ class PortraitSystem(BaseLift3DSystem):
         size, factor = model.image_size, model.factor
 
         def depth_of(c2w: Tensor, fovy: Tensor) -> Tensor:
-            out = self._look(*get_rays(c2w, fovy, size, size))
+            out = self._look(*get_rays(c2w, fovy, size, size), normals=False)
             return latent_depth(out["depth"][..., 0] * (out["opacity"][..., 0] > 0.5), factor)
 
         return depth_of
