@@ -11,6 +11,8 @@ from portrait_diffusion.data.portrait import PortraitDataModule, camera_batch  #
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
+from portrait_diffusion.noise.transport import latent_depth  # noqa: E402
+from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
 from portrait_diffusion.systems.painting import Painted  # noqa: E402
 from portrait_diffusion.systems.portrait import PortraitSystem  # noqa: E402
 
@@ -301,7 +303,15 @@ def test_mvnrs_gets_its_geometry_and_the_photo_is_among_the_known_views(data, mo
     look, with_normals = system.renderer.look, []
     system.renderer.look = lambda *rays, normals: with_normals.append(normals) or look(*rays, normals=normals)
     fit(system, data, 2)
+    camera = orbit_c2w(torch.tensor([0.0]), torch.zeros(1))
+    seen = system._latent_depth(system.guidance.model)(camera, canonical_fovy(camera))
     del system.renderer.look
+    edge = SIZE // system.guidance.model.factor
+    whole = look(*get_rays(camera, canonical_fovy(camera), SIZE, SIZE), normals=False)
+    exact = latent_depth(whole["depth"][..., 0] * (whole["opacity"][..., 0] > 0.5), system.guidance.model.factor)
+    assert seen.shape == exact.shape == (1, edge, edge)
+    both = (seen > 0) & (exact > 0)
+    assert both.float().mean() > 0.8 * (exact > 0).float().mean() and (seen - exact)[both].abs().median() < 0.02
     assert system.guidance.noise_sampler.anchors is not None
     assert with_normals.count(True) == 1, "the known views; anchors need depth alone"
     assert with_normals.count(False) >= 1

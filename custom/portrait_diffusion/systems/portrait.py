@@ -36,6 +36,8 @@ from .preservation import restoration_gate
 from .stages import Schedule, check_facing
 
 OWN_RENDERER = "portrait-diffusion-volume-renderer"
+FOOTPRINT = 2
+"""Rays along each side of a latent pixel in the depths that a noise sampler asks for, whose anchors are many."""
 
 
 @dataclass
@@ -464,10 +466,11 @@ class PortraitSystem(BaseLift3DSystem):
         return out
 
     def _latent_depth(self, model):
-        """depth_of(c2w, fovy) on the grid of a model's latents."""
+        """depth_of(c2w, fovy) on the grid of a model's latents, from `FOOTPRINT` rays along a latent pixel's sides."""
         from ..noise.transport import latent_depth
 
-        size, factor = model.image_size, model.factor
+        factor = min(FOOTPRINT, model.factor)
+        size = model.image_size // model.factor * factor
 
         def depth_of(c2w: Tensor, fovy: Tensor) -> Tensor:
             out = self._look(*get_rays(c2w, fovy, size, size), normals=False)
