@@ -1,10 +1,14 @@
 """Configurations from elsewhere: what is fetched and how, and that hostile ones are refused before anything happens."""
+import contextlib
+import gzip
 import http.server
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,7 @@ PAGES = {
     "/code.yaml": b"name: !!python/object/apply:os.system ['touch hacked']",
     "/env.yaml": b"name: ${oc.env:HOME}", "/outside.yaml": b"name: ../../elsewhere",
     "/joined.yaml": b"name: ${tag}/../x\ntag: y", "/unknown.yaml": b"system: {made_with: {version: 9.9.9}, news: 1}",
+    "/backwards.yaml": "name: theirs # \u202eecid\n".encode(), "/screen.yaml": b'"\\e[2Jname": x',
     "/weights.yaml": b"system: {prior: {checkpoint: /etc/passwd}}",
     "/bomb.yaml": b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
         b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (c, c, *([c - 1] * 9)) for c in range(98, 107)
@@ -36,8 +41,14 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         Pages.headers_seen.append(dict(self.headers))
+        if self.path in SLOW:
+            with contextlib.suppress(OSError):  # the other side has given up
+                SLOW[self.path](self)
+            return
         to = {"/to-http": "http://127.0.0.1:1/x.yaml", "/to-file": "file:///etc/passwd", "/loop": "/loop",
-              "/to-good": "/good.yaml"}.get(self.path)  # fmt: skip
+              "/to-good": "/good.yaml", "/to-screen": "ftp://x/\x1b[2J", "/to-brackets": "https://[x/y",
+              "/to-hidden": "https://localhost/\x9b2J",
+              "/to-user": "https://me:secret@localhost/x"}.get(self.path)  # fmt: skip
         body = PAGES.get(self.path)
         self.send_response(302 if to else 200 if body is not None else 404)
         if to:
@@ -48,6 +59,45 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+def repeated(part, seconds=0.0, most=1000):
+    """An answer that goes on with `part` every few `seconds`, so that no timeout between two bytes ends it."""
+
+    def answer(page, start=b""):
+        page.wfile.write(b"HTTP/1.1 %s OK\r\n" % (b"302" if b"Location" in start else b"200") + start)
+        ends = time.monotonic() + 3
+        for i in range(most):
+            page.wfile.write(part if isinstance(part, bytes) else part(i))
+            time.sleep(seconds)
+            if time.monotonic() > ends:  # long after the tests' limit
+                return
+        page.wfile.write(b"\r\n")
+
+    return answer
+
+
+def redirected_slowly(page):
+    time.sleep(0.15)
+    page.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /redirects\r\n\r\n")
+
+
+def compressed(page):
+    page.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)))
+
+
+SLOW = {
+    "/body": lambda page: repeated(b"#", 0.05)(page, b"\r\n"),
+    "/chunks": lambda page: repeated(b"1\r\n#\r\n", 0.05)(page, b"Transfer-Encoding: chunked\r\n\r\n"),
+    "/header": repeated(b"x", 0.05), "/headers": repeated(lambda i: b"x-%d: y\r\n" % i, 0.05),
+    "/continue": lambda page: repeated(b"HTTP/1.1 100 Continue\r\n\r\n", 0.01)(page, b"\r\n"),
+    "/redirects": redirected_slowly, "/many-headers": repeated(lambda i: b"x-%d: y\r\n" % i),
+    "/huge-header": repeated(b"x" * 1000), "/endless": lambda page: repeated(b"#" * 10**5)(page, b"\r\n"),
+    "/compressed": compressed,
+    "/long-redirect": lambda page: repeated(b"#", 0.05)(page, b"Location: /good.yaml\r\n\r\n"),
+    "/screen": lambda page: page.wfile.write(b"HTTP/1.1 404 \x1b[2J gone\r\n\r\n"),
+}  # fmt: skip
+"""Answers that never end, or are larger than they look."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +140,8 @@ def test_addresses():
 
 @pytest.mark.parametrize(
     "address",
-    ["http://example.org/a.yaml", "file:///etc/passwd", "ftp://x/y.yaml", "https://", "https://me:secret@x/y.yaml",
+    ["https://[x/a.yaml", "https://x/a\u200b.yaml", "https://x/\x1b[2J", "http://example.org/a.yaml",
+     "file:///etc/passwd", "ftp://x/y.yaml", "https://", "https://me:secret@x/y.yaml",
      "hf://me/a.yaml", "hf://me/heads/../../x.yaml", "hf://me/heads/a.txt", "hf://me/heads/a.yaml?x=1"],
 )  # fmt: skip
 def test_other_addresses_are_refused(address):
@@ -111,12 +162,48 @@ def test_a_redirect_within_https_is_followed_and_no_credentials_are_sent(server,
     ("page", "error", "message"),
     [("/large.yaml", UsageError, "at most 1000000 bytes"), ("/binary.yaml", UsageError, "UTF-8"),
      ("/code.yaml", UsageError, "tag .* isn't allowed"), ("/bomb.yaml", UsageError, "more than 100000 values"),
-     ("/to-http", UsageError, "no configuration"), ("/to-file", UsageError, "no configuration"),
-     ("/loop", UsageError, "redirects"), ("/nothing", EnvironmentProblem, "answers 404")],
+     ("/to-http", UsageError, "/to-http redirects to 'http:"), ("/to-file", UsageError, "redirects to 'file:"),
+     ("/to-screen", UsageError, r"redirects to 'ftp://x/<U\+001B>\[2J'"), ("/to-brackets", UsageError, "redirects to"),
+     ("/to-user", UsageError, "redirects to"), ("/to-hidden", UsageError, r"/<U\+009B>2J"),
+     ("/loop", UsageError, "/loop: more than 5 redirects"),
+     ("/nothing", EnvironmentProblem, "answers 404"), ("/screen", EnvironmentProblem, r"404 <U\+001B>\[2J gone"),
+     ("/many-headers", EnvironmentProblem, "more than 100 headers"), ("/huge-header", EnvironmentProblem, "line"),
+     ("/endless", UsageError, "at most 1000000 bytes"), ("/compressed", EnvironmentProblem, "compressed .'gzip'"),
+     ("/backwards.yaml", UsageError, r"line 1, column 16 has U\+202E"),
+     ("/screen.yaml", UsageError, r"line 1, column 1 begins a text that holds U\+001B")],
 )  # fmt: skip
 def test_bad_answers(server, page, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         remote.fetch_config(server + page)
+    assert str(caught.value).isprintable()
+
+
+def test_the_body_of_a_redirect_is_not_read(server, monkeypatch):
+    monkeypatch.setattr(remote, "DOWNLOAD_LIMIT_S", 1.5)
+    assert remote.fetch_config(f"{server}/long-redirect").content["name"] == "theirs"
+
+
+@pytest.mark.parametrize("page", ["/body", "/chunks", "/header", "/headers", "/continue", "/redirects"])
+def test_a_download_ends_however_slowly_it_comes(server, monkeypatch, page):
+    """None of these is silent for long: only the limit for the whole download ends them."""
+    monkeypatch.setattr(remote, "DOWNLOAD_LIMIT_S", 0.6)
+    started = time.monotonic()
+    with pytest.raises(EnvironmentProblem, match=f"{page} has not sent its configuration within 0.6 s; .* the file"):
+        remote.download(server + page)
+    assert 0.5 < time.monotonic() - started < 2
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(remote, "DOWNLOAD_LIMIT_S", 0.3)
+    monkeypatch.setattr(remote, "TIMEOUT_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(EnvironmentProblem, match="within 0.3 s"):
+        remote.download(f"https://127.0.0.1:{silent.getsockname()[1]}/x.yaml")
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 300, "x:99999999"])
+def test_names_that_are_none(host):
+    with pytest.raises(EnvironmentProblem, match="can't be fetched"):
+        remote.download(f"https://{host}/x.yaml")
 
 
 @pytest.mark.parametrize(
