@@ -8,6 +8,7 @@ import pytest
 from portrait_diffusion import models
 from portrait_diffusion.errors import EnvironmentProblem
 from portrait_diffusion.export.made_with import differences, made_with, pin_revisions
+from portrait_diffusion.guidance import hpdm_guidance
 from portrait_diffusion.models import NEEDED, PublicModel, check_cached, get_models, public_models
 
 hub = pytest.importorskip("huggingface_hub")
@@ -155,3 +156,24 @@ def test_differences_are_told_in_words(tmp_path):
     made["version"] = "99.0"
     first, second = differences(config, {"prior": weights})
     assert "made with portrait-diffusion 99.0, this is" in first and "prior weights are not those" in second
+
+
+@pytest.mark.parametrize("name", ["bundled", "mine"])
+def test_so_are_those_of_models_in_folders_the_shipped_one_included(tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    (folder / "unet").mkdir(parents=True)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"one")
+    monkeypatch.setattr(hpdm_guidance, "BUNDLED", tmp_path / "bundled")
+    guidance = {"pretrained_model_name_or_path": "bundled" if name == "bundled" else str(folder)}
+    config = {"system": {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": guidance}}
+    made = made_with(config)
+    hashes = {"unet/diffusion_pytorch_model.safetensors": hashlib.sha256(b"one").hexdigest()}
+    assert made["models"] == [{"id": name, "sha256": hashes}]
+    config["system"]["made_with"] = made
+    assert differences(config, {}) == []
+    weights.write_bytes(b"two")
+    assert differences(config, {}) == [f"its model '{name}' is not the one of that name here: the head will differ"]
+    for odd in ([], "text", [1, {}], None):
+        config["system"]["made_with"] = {**made, "models": odd}
+        assert differences(config, {}) == []

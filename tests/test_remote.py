@@ -16,9 +16,13 @@ import requests
 import yaml
 from portrait_diffusion import cli, remote
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
+from portrait_diffusion.export.made_with import made_with
+from portrait_diffusion.export.share import RUN_KEYS
+from portrait_diffusion.pipeline import PortraitPipeline
 from portrait_diffusion.remote import check_paths, https_url, outside_paths
 from portrait_diffusion.schema import MAX_BYTES
 from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.visible import check_visible
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMUNITY = sorted((ROOT / "configs" / "community").glob("*.yaml"))
@@ -263,4 +267,27 @@ def test_community_configurations_are_fit_to_be_shared(path):
     check_paths(plain, path.name)
     raw = yaml.safe_load(path.read_text())
     assert config.description and path.read_text().startswith("# ")
-    assert raw["system"]["made_with"]["version"] and not raw.get("data", {}).get("image_path")
+    made = raw["system"]["made_with"]
+    assert made["version"] and not raw.get("data", {}).get("image_path")
+    assert not any(place in raw for place in RUN_KEYS)
+    check_visible(path.read_text(encoding="utf-8"), path.name)
+
+
+@pytest.mark.parametrize("path", COMMUNITY, ids=lambda path: path.stem)
+def test_community_configurations_fit_the_weights_that_ship(path):
+    """A run of one warns of nothing: when other weights ship, its `made_with` is made anew (README there)."""
+    pipeline = PortraitPipeline.from_config(path)
+    assert cli.made_elsewhere(pipeline) == []
+    made, here = pipeline.config.system.made_with, made_with(pipeline.raw_config, cli.used_weights(pipeline))
+    assert set(made["weights"]) == set(here["weights"]), "nothing is left out, which would not be compared"
+    assert [model["id"] for model in made["models"]] == [model["id"] for model in here["models"]]
+
+
+def test_the_communitys_example_is_the_readmes_better_run():
+    """What its description says: the default configuration with the two settings of README.md."""
+    path = ROOT / "configs" / "community" / "astronaut-best.yaml"
+    command = next(line for line in (ROOT / "README.md").read_text().splitlines() if "--out outputs/best" in line)
+    _, readmes = load_pipeline_config(None, [word for word in command.split() if word.startswith("system.")])
+    _, shared = load_pipeline_config(path)
+    del shared["system"]["made_with"], shared["name"], shared["description"], readmes["name"], readmes["description"]
+    assert shared == readmes

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..guidance.hpdm_guidance import is_own_model
+from ..guidance.hpdm_guidance import is_own_model, model_folder
 from .provenance import sha256_file
 
 OWN_GUIDANCES = ("portrait-diffusion-hpdm-guidance", "portrait-diffusion-sd-guidance")
@@ -65,6 +65,12 @@ def snapshot_facts(folder: Path) -> dict[str, Any]:
     return {"revision": folder.name, "sha256": hashes}
 
 
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the weights below a model's folder, by their names from there."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
 def made_with(config: Mapping[str, Any], weights: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
     """Plain values for ``system.made_with``: version of this package, weights and models.
 
@@ -78,10 +84,8 @@ def made_with(config: Mapping[str, Any], weights: Mapping[str, str | Path] | Non
         if is_hub_id(text):
             folder = cached_snapshot(text)
             models.append({"id": text.partition("@")[0], **(snapshot_facts(folder) if folder else {})})
-        elif Path(text).is_dir():
-            files = sorted(Path(text).rglob("*.safetensors"))
-            hashes = {path.relative_to(text).as_posix(): sha256_file(path) for path in files}
-            models.append({"id": Path(text).name, "sha256": hashes})
+        elif folder := model_folder(text):
+            models.append({"id": Path(text).name, "sha256": folder_hashes(folder)})
     hashes = {name: sha256_file(path) for name, path in (weights or {}).items()}
     return {"version": __version__, "weights": hashes, "models": models}
 
@@ -95,25 +99,38 @@ def pin_revisions(config: dict[str, Any], made: Mapping[str, Any]) -> None:
             holder[key] = f"{holder[key]}@{revision}"
 
 
+def _made(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    made = (config.get("system") or {}).get("made_with") or {}
+    return made if isinstance(made, Mapping) else {}
+
+
+def version_differences(config: Mapping[str, Any]) -> list[str]:
+    """A sentence where a shared configuration was made with another version of this package; no file is looked at."""
+    from .. import __version__
+
+    version = _made(config).get("version")
+    if version is None or str(version) == __version__:
+        return []
+    return [
+        f"it was made with portrait-diffusion {str(version)[:40]}, this is {__version__}: keys and results may "
+        "differ; the changelog says how"
+    ]
+
+
 def differences(config: Mapping[str, Any], weights: Mapping[str, str | Path]) -> list[str]:
     """Sentences on what is not as it was where a shared configuration was made; none without its ``made_with``.
 
     Args: weights: name -> file that would be used here.
     """
-    from .. import __version__
-
-    made = (config.get("system") or {}).get("made_with") or {}
-    if not isinstance(made, Mapping):
-        return []
-    found = []
-    version = made.get("version")
-    if version is not None and str(version) != __version__:
-        found.append(
-            f"it was made with portrait-diffusion {str(version)[:40]}, this is {__version__}: keys and results may "
-            "differ; the changelog says how"
-        )
+    made, found = _made(config), version_differences(config)
     hashes = made.get("weights") if isinstance(made.get("weights"), Mapping) else {}
     for name, path in weights.items():
         if name in hashes and Path(path).is_file() and sha256_file(path) != hashes[name]:
             found.append(f"its {name} weights are not those of {Path(path).name} here: the head will differ")
+    theirs = made.get("models") if isinstance(made.get("models"), list) else []
+    known = {str(model.get("id")): model.get("sha256") for model in theirs if isinstance(model, Mapping)}
+    for text in sorted({holder[key] for holder, key, _ in named_models(config.get("system") or {})}):
+        folder, name = model_folder(text), Path(text).name
+        if folder is not None and name in known and folder_hashes(folder) != known[name]:
+            found.append(f"its model '{name}' is not the one of that name here: the head will differ")
     return found
