@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from portrait_diffusion import models
 from portrait_diffusion.errors import EnvironmentProblem
-from portrait_diffusion.export.made_with import differences, made_with, pin_revisions
+from portrait_diffusion.export.made_with import MODEL, differences, made_with, pin_revisions
 from portrait_diffusion.guidance import hpdm_guidance
 from portrait_diffusion.models import NEEDED, PublicModel, check_cached, get_models, public_models
 
@@ -97,6 +97,16 @@ def test_only_our_guidances_hub_ids_count(tmp_path, monkeypatch):
     assert public_models({}) == []
 
 
+def test_a_model_that_a_guidance_takes_unasked_and_one_of_a_mixed_class_are_seen():
+    assert [model.id for model in public_models({"guidance_type": "portrait-diffusion-sd-guidance"})] == [
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    ]
+    mixed = {"guidance_type": "another:portrait-diffusion-hpdm-guidance", "guidance": {MODEL: "org/base"}}
+    assert [model.id for model in public_models(mixed)] == ["org/base"]
+    extra = {"extra_guidances": [{"type": "portrait-diffusion-sd-guidance", "guidance": {"vae": "org/vae"}}]}
+    assert [model.role for model in public_models(extra)] == ["base", "vae"]
+
+
 def test_models_of_our_own_need_no_parts_that_a_configuration_still_names(tmp_path):
     assert public_models(SYSTEM)
     for model in ("bundled", str(tmp_path)):
@@ -108,6 +118,8 @@ def test_a_run_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EnvironmentProblem, match="Not in the local cache: .*org/control.* models --config mine.yaml"):
         check_cached(SYSTEM, "mine.yaml")
+    with pytest.raises(EnvironmentProblem, match="--config 'x; rm -rf me' "):
+        check_cached(SYSTEM, "x; rm -rf me")
 
 
 def test_it_asks_before_it_downloads_and_brings_only_what_is_needed(local_hub):

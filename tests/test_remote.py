@@ -19,7 +19,7 @@ from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.export.made_with import made_with
 from portrait_diffusion.export.share import RUN_KEYS
 from portrait_diffusion.pipeline import PortraitPipeline
-from portrait_diffusion.remote import check_paths, https_url, outside_paths
+from portrait_diffusion.remote import check_offline, check_paths, https_url, outside_paths
 from portrait_diffusion.schema import MAX_BYTES
 from portrait_diffusion.settings import load_pipeline_config
 from portrait_diffusion.visible import check_visible
@@ -33,6 +33,9 @@ PAGES = {
     "/env.yaml": b"name: ${oc.env:HOME}", "/outside.yaml": b"name: ../../elsewhere",
     "/joined.yaml": b"name: ${tag}/../x\ntag: y", "/unknown.yaml": b"system: {made_with: {version: 9.9.9}, news: 1}",
     "/backwards.yaml": "name: theirs # \u202eecid\n".encode(), "/screen.yaml": b'"\\e[2Jname": x',
+    "/lines.yaml": b'name: "x\\ndevice  none"', "/page.yaml": b"\n<!DOCTYPE html><html><body>a: b</body></html>",
+    "/public.yaml?a&b": b"system: {guidance_type: portrait-diffusion-hpdm-guidance, stages: {restore: {steps: 1}}, "
+    b"guidance: {pretrained_model_name_or_path: org/base, controlnets: [{path: org/lines}]}}",
     "/weights.yaml": b"system: {prior: {checkpoint: /etc/passwd}}",
     "/bomb.yaml": b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
         b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (c, c, *([c - 1] * 9)) for c in range(98, 107)
@@ -170,7 +173,9 @@ def test_a_redirect_within_https_is_followed_and_no_credentials_are_sent(server,
      ("/to-screen", UsageError, r"redirects to 'ftp://x/<U\+001B>\[2J'"), ("/to-brackets", UsageError, "redirects to"),
      ("/to-user", UsageError, "redirects to"), ("/to-hidden", UsageError, r"/<U\+009B>2J"),
      ("/loop", UsageError, "/loop: more than 5 redirects"),
-     ("/nothing", EnvironmentProblem, "answers 404"), ("/screen", EnvironmentProblem, r"404 <U\+001B>\[2J gone"),
+     ("/nothing", EnvironmentProblem, "answers 404 .*: it is not there, or not public"),
+     ("/page.yaml", UsageError, "is a web page, no YAML; give the address of the file itself"),
+     ("/screen", EnvironmentProblem, r"404 <U\+001B>\[2J gone"),
      ("/many-headers", EnvironmentProblem, "more than 100 headers"), ("/huge-header", EnvironmentProblem, "line"),
      ("/endless", UsageError, "at most 1000000 bytes"), ("/compressed", EnvironmentProblem, "compressed .'gzip'"),
      ("/backwards.yaml", UsageError, r"line 1, column 16 has U\+202E"),
@@ -228,12 +233,87 @@ def test_it_is_shown_and_asks(server, here, capsys, monkeypatch):
     assert "add --yes to agree" in text.err and "made with portrait-diffusion 0.0.1" in text.err
     assert f"from    {server}/good.yaml" in text.out and "latent_steps: 3" in text.out and "SHA-256" in text.out
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
     started = []
     monkeypatch.setattr(cli, "make_head", lambda *a: started.append(a) or 0)
-    assert cli.main(arguments) == 2 and not started and [p.name for p in here.iterdir()] == ["me.png"]
+    for answer in (lambda: "n", lambda: "", end_of_input):
+        monkeypatch.setattr("builtins.input", answer)
+        assert cli.main(arguments) == 2 and not started and [p.name for p in here.iterdir()] == ["me.png"]
+        text = capsys.readouterr()
+        assert text.err.endswith("Not run; nothing was written.\n") and "Run this? [y/N]" in text.out
     assert cli.main([*arguments, "--yes"]) == 0 and len(started) == 1
     assert started[0][0].config.system.inversion.latent_steps == 3
+
+
+def end_of_input():
+    raise EOFError
+
+
+def test_a_dry_run_shows_where_it_comes_from_and_asks_nothing(server, here, capsys):
+    assert cli.main(["--image", "me.png", "--config", f"{server}/good.yaml", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert f"from    {server}/good.yaml ({len(GOOD)} bytes, SHA-256 " in text and "Run this?" not in text
+    assert "latent_steps: 3" in text and text.endswith("All inputs are in order; nothing was written.\n")
+    assert [p.name for p in here.iterdir()] == ["me.png"]
+
+
+def test_json_has_the_standard_output_for_itself(server, here, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "make_head", lambda *a: 0)
+    arguments = ["--image", "me.png", "--config", f"{server}/good.yaml", "--json"]
+    assert cli.main([*arguments, "--yes"]) == 0 and cli.main([*arguments, "--dry-run"]) == 0
+    text = capsys.readouterr()
+    assert text.out == "" and "latent_steps: 3" in text.err and "Run this? yes (--yes)" in text.err
+
+
+def test_a_name_of_two_lines_adds_no_line_to_what_is_shown(server, here, capsys):
+    assert cli.main(["--image", "me.png", "--config", f"{server}/lines.yaml", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "output  outputs/x<U+000A>device  none/me\n" in text and "\ndevice  none" not in text
+
+
+def test_what_stages_would_do_is_shown(here, capsys):
+    pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning")
+    assert cli.main(["--image", "me.png", "--dry-run"]) == 0
+    shown = "stages  restore 80 steps, guided by portrait-diffusion-hpdm-guidance (bundled)"
+    assert shown in capsys.readouterr().out
+    assert cli.main(["--image", "me.png", "--config", "portrait-init", "--dry-run"]) == 0
+    assert "\nstages" not in capsys.readouterr().out
+
+
+def test_public_models_are_got_by_the_command_models_never_by_a_run(server, here, capsys, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(here / "cache"))
+    url = f"{server}/public.yaml?a&b"
+    arguments = ["--image", "me.png", "--yes", "--config", url]
+    assert cli.main(arguments) == 2
+    assert "guidance with org/base, org/lines lacks 'offline: true'" in capsys.readouterr().err
+    assert cli.main([*arguments, "system.guidance.offline=true"]) == 3
+    assert f"Get the rest with: python launch_portrait.py models --config '{url}'" in capsys.readouterr().err
+    asked = []
+    answer = ("c0ffee", {"unet": 9}, "mit")
+    monkeypatch.setattr("portrait_diffusion.models.remote_files", lambda model: asked.append(model.id) or answer)
+    assert cli.main(["models", "--config", url]) == 2, "nobody can be asked here"
+    assert asked == ["org/base", "org/lines"] and "Download 0.00 GB" in capsys.readouterr().err
+    assert [p.name for p in here.iterdir()] == ["me.png"]
+
+
+@pytest.mark.parametrize(
+    "system",
+    [{"guidance_type": "portrait-diffusion-sd-guidance"},
+     {"guidance_type": "portrait-diffusion-sd-guidance:portrait-diffusion-hpdm-guidance",
+      "guidance": {"pretrained_model_name_or_path": "a/b", "offline": False}},
+     {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": "bundled"},
+      "extra_guidances": [{"type": "portrait-diffusion-hpdm-guidance",
+                           "guidance": {"pretrained_model_name_or_path": "a/b", "vae": "c/d"}}]}],
+)  # fmt: skip
+def test_no_guidance_of_a_shared_one_may_download(system):
+    with pytest.raises(UsageError, match="^theirs: the guidance with .* lacks 'offline: true'"):
+        check_offline({"system": system}, "theirs")
+
+
+@pytest.mark.parametrize("path", ["portrait", "portrait-12gb"])
+def test_shipped_configurations_may_be_shared(path):
+    check_offline(load_pipeline_config(ROOT / "configs" / f"{path}.yaml")[1], path)
 
 
 @pytest.mark.parametrize("value", ["/etc/passwd", "C:\\x", "\\\\server\\share", "a/../../b", "..", "~/x", "~me/x", "~",

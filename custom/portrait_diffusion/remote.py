@@ -18,6 +18,7 @@ import requests
 import urllib3
 
 from .errors import EnvironmentProblem, UsageError
+from .export.made_with import is_hub_id, named_models, own_guidances
 from .schema import MAX_BYTES, parse_yaml
 from .visible import escaped, find_hidden
 
@@ -135,7 +136,8 @@ def _body(answer: requests.Response, url: str, given_up: threading.Event) -> byt
     """Bytes of an answer, see `download`."""
     if answer.status_code != 200:
         reason = escaped(str(answer.reason)[:100])
-        raise EnvironmentProblem(f"{url} answers {answer.status_code} {reason}; check the address.")
+        hint = "it is not there, or not public" if answer.status_code in (401, 403, 404) else "try again later"
+        raise EnvironmentProblem(f"{url} answers {answer.status_code} {reason}: {hint}; check the address.")
     coding = answer.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise EnvironmentProblem(
@@ -170,6 +172,11 @@ def fetch_config(text: str) -> RemoteConfig:
     """Fetch a configuration and read it as plain YAML. Raises: UsageError, EnvironmentProblem."""
     url = https_url(text)
     data = download(url)
+    if data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise UsageError(
+            f"{text} is a web page, no YAML; give the address of the file itself (GitHub calls it raw; for the hub "
+            "write hf://USER/REPO/FILE.yaml)."
+        )
     from omegaconf import OmegaConf
 
     content = OmegaConf.to_container(parse_yaml(data, text, shared=True), resolve=False)
@@ -216,3 +223,16 @@ def check_paths(config: dict[str, Any], origin: str) -> None:
             f"{origin}: key '{place}' names the path {value[:80]!a} outside the working folder, which a shared "
             "configuration may not; look at it, and if you trust it save it as a file and give that."
         )
+
+
+def check_offline(config: dict[str, Any], origin: str) -> None:
+    """Raises: UsageError for a configuration whose guidance may fetch public models while it runs."""
+    for kind, section in own_guidances(config.get("system") or {}):
+        named = named_models({"guidance_type": kind, "guidance": section})
+        public = sorted({text for *_, text in named if is_hub_id(text)})
+        if public and section.get("offline") is not True:
+            raise UsageError(
+                f"{origin}: the guidance with {', '.join(public)} lacks 'offline: true', and a shared configuration "
+                "may not download while it runs; add system.guidance.offline=true (the command models gets what is "
+                "missing)."
+            )
