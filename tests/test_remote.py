@@ -209,6 +209,15 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch):
         remote.download(f"https://127.0.0.1:{silent.getsockname()[1]}/x.yaml")
 
 
+def test_the_reason_is_told_without_the_librarys_wrapping():
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with pytest.raises(EnvironmentProblem) as caught:
+        remote.download(f"https://127.0.0.1:{port}/x.yaml")
+    assert "refused" in str(caught.value) and "retries" not in str(caught.value)
+    assert str(caught.value).endswith("); check address and connection.")
+
+
 @pytest.mark.parametrize("host", ["a..b", "a" * 300, "x:99999999"])
 def test_names_that_are_none(host):
     with pytest.raises(EnvironmentProblem, match="can't be fetched"):

@@ -111,7 +111,8 @@ def _get(url: str, given_up: threading.Event) -> bytes:
                         return _body(answer, url, given_up)
                     url = _redirected(url, answer.headers["location"])
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # odd names
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            cause = getattr(error.args[0], "reason", error) if error.args else error  # inside "max retries exceeded"
+            reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
             raise EnvironmentProblem(
                 f"{url} can't be fetched ({escaped(reason)}); check address and connection."
             ) from error
