@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from portrait_diffusion import cli, remote
+from portrait_diffusion import cli, preflight, remote
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.export.made_with import made_with
 from portrait_diffusion.export.share import RUN_KEYS
@@ -279,19 +279,20 @@ def test_a_name_of_two_lines_adds_no_line_to_what_is_shown(server, here, capsys)
     assert "output  outputs/x<U+000A>device  none/me\n" in text and "\ndevice  none" not in text
 
 
-def test_what_stages_would_do_is_shown(here, capsys):
-    pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning")
-    assert cli.main(["--image", "me.png", "--dry-run"]) == 0
-    shown = "stages  restore 80 steps, guided by portrait-diffusion-hpdm-guidance (bundled)"
-    assert shown in capsys.readouterr().out
-    assert cli.main(["--image", "me.png", "--config", "portrait-init", "--dry-run"]) == 0
-    assert "\nstages" not in capsys.readouterr().out
+def test_what_stages_would_do_is_shown():
+    system = load_pipeline_config()[0].system
+    assert cli.describe_stages(system) == "restore 80 steps, guided by portrait-diffusion-hpdm-guidance (bundled)"
+    system.stages["restore"]["steps"] = 0
+    assert cli.describe_stages(system) == ""
+    assert cli.describe_stages(load_pipeline_config(cli.find_config("portrait-init"))[0].system) == ""
 
 
 def test_public_models_are_got_by_the_command_models_never_by_a_run(server, here, capsys, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    pytest.importorskip("diffusers"), pytest.importorskip("pytorch_lightning")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(here / "cache"))
+    pytest.importorskip("huggingface_hub")
+    require = preflight.require
+    large = ("diffusers", "pytorch_lightning")  # not needed to see what is missing, and slow to import
+    monkeypatch.setattr(preflight, "require", lambda name, **more: None if name in large else require(name, **more))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
     url = f"{server}/public.yaml?a&b"
     arguments = ["--image", "me.png", "--yes", "--config", url]
     assert cli.main(arguments) == 2
