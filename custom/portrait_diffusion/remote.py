@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
-import urllib3
 
 from .errors import EnvironmentProblem, UsageError
 from .export.made_with import is_hub_id, named_models, own_guidances
@@ -110,7 +109,7 @@ def _get(url: str, given_up: threading.Event) -> bytes:
                     if not answer.is_redirect:
                         return _body(answer, url, given_up)
                     url = _redirected(url, answer.headers["location"])
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # odd names
+        except (requests.RequestException, ValueError) as error:  # the second: names that are none
             cause = getattr(error.args[0], "reason", error) if error.args else error  # inside "max retries exceeded"
             reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
             raise EnvironmentProblem(
