@@ -341,12 +341,13 @@ def describe_fit(system) -> str:
 
 def describe_stages(system) -> str:
     """Steps of the stages after the initialization and the model that guides them; empty where there are none."""
+    from .export.made_with import named_models
     from .systems.stages import Schedule
 
     schedule = Schedule(system.stages)
     steps = ", ".join(f"{name} {stage.steps} steps" for name, stage in schedule.stages.items() if stage.steps)
-    model = system.guidance.get("pretrained_model_name_or_path", "bundled")
-    return f"{steps}, guided by {system.guidance_type or 'nothing'} ({model})" if steps else ""
+    models = ", ".join(name for *_, name in named_models(vars(system)))
+    return f"{steps}, guided by {system.guidance_type or 'nothing'} ({models or 'no model'})" if steps else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
