@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from portrait_diffusion import models
 from portrait_diffusion.errors import EnvironmentProblem
-from portrait_diffusion.export.made_with import differences, made_with, pin_revisions
+from portrait_diffusion.export.made_with import MODEL, differences, made_with, pin_revisions
+from portrait_diffusion.guidance import hpdm_guidance
 from portrait_diffusion.models import NEEDED, PublicModel, check_cached, get_models, public_models
 
 hub = pytest.importorskip("huggingface_hub")
@@ -96,6 +97,16 @@ def test_only_our_guidances_hub_ids_count(tmp_path, monkeypatch):
     assert public_models({}) == []
 
 
+def test_a_model_that_a_guidance_takes_unasked_and_one_of_a_mixed_class_are_seen():
+    assert [model.id for model in public_models({"guidance_type": "portrait-diffusion-sd-guidance"})] == [
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    ]
+    mixed = {"guidance_type": "another:portrait-diffusion-hpdm-guidance", "guidance": {MODEL: "org/base"}}
+    assert [model.id for model in public_models(mixed)] == ["org/base"]
+    extra = {"extra_guidances": [{"type": "portrait-diffusion-sd-guidance", "guidance": {"vae": "org/vae"}}]}
+    assert [model.role for model in public_models(extra)] == ["base", "vae"]
+
+
 def test_models_of_our_own_need_no_parts_that_a_configuration_still_names(tmp_path):
     assert public_models(SYSTEM)
     for model in ("bundled", str(tmp_path)):
@@ -107,6 +118,8 @@ def test_a_run_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EnvironmentProblem, match="Not in the local cache: .*org/control.* models --config mine.yaml"):
         check_cached(SYSTEM, "mine.yaml")
+    with pytest.raises(EnvironmentProblem, match="--config 'x; rm -rf me' "):
+        check_cached(SYSTEM, "x; rm -rf me")
 
 
 def test_it_asks_before_it_downloads_and_brings_only_what_is_needed(local_hub):
@@ -155,3 +168,24 @@ def test_differences_are_told_in_words(tmp_path):
     made["version"] = "99.0"
     first, second = differences(config, {"prior": weights})
     assert "made with portrait-diffusion 99.0, this is" in first and "prior weights are not those" in second
+
+
+@pytest.mark.parametrize("name", ["bundled", "mine"])
+def test_so_are_those_of_models_in_folders_the_shipped_one_included(tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    (folder / "unet").mkdir(parents=True)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"one")
+    monkeypatch.setattr(hpdm_guidance, "BUNDLED", tmp_path / "bundled")
+    guidance = {"pretrained_model_name_or_path": "bundled" if name == "bundled" else str(folder)}
+    config = {"system": {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": guidance}}
+    made = made_with(config)
+    hashes = {"unet/diffusion_pytorch_model.safetensors": hashlib.sha256(b"one").hexdigest()}
+    assert made["models"] == [{"id": name, "sha256": hashes}]
+    config["system"]["made_with"] = made
+    assert differences(config, {}) == []
+    weights.write_bytes(b"two")
+    assert differences(config, {}) == [f"its model '{name}' is not the one of that name here: the head will differ"]
+    for odd in ([], "text", [1, {}], None):
+        config["system"]["made_with"] = {**made, "models": odd}
+        assert differences(config, {}) == []

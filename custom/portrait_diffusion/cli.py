@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from . import __version__
 from .errors import EnvironmentProblem, OutOfMemory, PortraitError, UsageError
@@ -153,6 +154,7 @@ def run_command(argv: Sequence[str]) -> int:
     from . import host  # from here on: everything heavy
     from .pipeline import PortraitPipeline
     from .preflight import check_run
+    from .remote import check_offline
 
     host.set_device(args.device)
     overrides = [*args.overrides, *(["data.aligned=true"] if args.aligned else [])]
@@ -165,17 +167,20 @@ def run_command(argv: Sequence[str]) -> int:
     if args.image is None:
         check_image(image)
     out = args.out or pipeline.default_out_dir(image)
-    weights = check_run(pipeline.config)
+    if remote is not None:
+        check_offline(pipeline.raw_config, args.config)
+    weights = check_run(pipeline.config, args.config or "")
     for sentence in made_elsewhere(pipeline):
         _log.warning("The configuration is a shared one, and %s.", sentence)
+    told = sys.stderr if args.json else sys.stdout  # the standard output of --json holds JSON alone
+    if args.dry_run or remote is not None:
+        origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})" if remote else ""
+        print(describe_run(pipeline, image, out, weights, origin), file=told)
     if args.dry_run:
-        print(describe_run(pipeline, image, out, weights))
+        print("All inputs are in order; nothing was written.", file=told)
         return 0
-    if remote is not None:
-        origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})"
-        print(describe_run(pipeline, image, out, weights, origin))
-        if not confirmed("Run this?", args.yes):
-            return UsageError.exit_code
+    if remote is not None and not confirmed("Run this?", args.yes, told):
+        return _fail("Not run; nothing was written.", UsageError.exit_code, "")
     command = [*program(), *argv]
     progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
     return make_head(pipeline, image, out, progress, command, args.metrics)
@@ -285,18 +290,25 @@ def is_remote(text: str | None) -> bool:
 def made_elsewhere(pipeline) -> list[str]:
     """What differs from where a shared configuration was made."""
     from .export.made_with import differences
+
+    return differences(pipeline.raw_config, used_weights(pipeline))
+
+
+def used_weights(pipeline) -> dict[str, Path]:
+    """Files of the prior that a run uses: generator and, of the bundled prior, encoder."""
     from .settings import prior_paths
 
-    return differences(pipeline.raw_config, dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior))))
+    return dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior)))
 
 
 def describe_run(
     pipeline, image: Path, out: Path, weights: Sequence[tuple[str, int]], origin: str = ""
 ) -> str:
-    """What a run would do, for ``--dry-run``."""
+    """What a run would do, for ``--dry-run`` and before a shared configuration runs. Args: origin: of a shared one."""
     import yaml
 
     from . import host
+    from .visible import escaped
 
     config = pipeline.config
     export = config.system.exporter
@@ -306,14 +318,14 @@ def describe_run(
         "photo": str(image),
         "output": f"{out}{' (exists, would be continued)' if out.is_dir() else ''}",
         "fit": describe_fit(config.system),
+        **({"stages": stages} if (stages := describe_stages(config.system)) else {}),
         "export": f"mesh from {export.mesh.resolution}^3 cells, {views} views and {export.turntable.frames} frames of "
         f"video at {export.render_size} px",
         "weights": ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in weights),
         "device": str(host.get_device()),
     }
-    table = "\n".join(f"{label:<8}{text}" for label, text in rows.items())
-    plain = yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)
-    return f"{table}\n\n{plain}\n" + ("" if origin else "All inputs are in order; nothing was written.")
+    table = "\n".join(f"{label:<8}{escaped(text)}" for label, text in rows.items())
+    return f"{table}\n\n{yaml.safe_dump(pipeline.raw_config, sort_keys=False, allow_unicode=True)}"
 
 
 def describe_fit(system) -> str:
@@ -325,6 +337,17 @@ def describe_fit(system) -> str:
     tuning = {"planes": "on its planes", "generator": "on its weights"}.get(fit.tuning)
     after = f", then {fit.tuning_steps} {tuning}" if tuning else ""
     return f"{system.prior.type}, {fit.latent_steps} steps at {fit.size} px{after}; at most {fit.attempts} starts"
+
+
+def describe_stages(system) -> str:
+    """Steps of the stages after the initialization and the model that guides them; empty where there are none."""
+    from .export.made_with import named_models
+    from .systems.stages import Schedule
+
+    schedule = Schedule(system.stages)
+    steps = ", ".join(f"{name} {stage.steps} steps" for name, stage in schedule.stages.items() if stage.steps)
+    models = ", ".join(name for *_, name in named_models(vars(system)))
+    return f"{steps}, guided by {system.guidance_type or 'nothing'} ({models or 'no model'})" if steps else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -470,30 +493,37 @@ def models_parser() -> argparse.ArgumentParser:
         prog=f"{program()[-1]} models", allow_abbrev=False,
         description="Say which public models a configuration needs and which are here; download the rest if you agree.",
     )  # fmt: skip
-    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped one")
+    parser.add_argument("--config", required=True, help="YAML file, name of a shipped one, or URL of a shared one")
     parser.add_argument("--yes", action="store_true", help="download without asking")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
     return parser
 
 
-def confirmed(question: str, yes: bool) -> bool:
-    """Ask on the terminal; `yes` answers.
+def confirmed(question: str, yes: bool, stream: TextIO | None = None) -> bool:
+    """Ask on the terminal; `yes` answers, and the end of the input (Ctrl-D) means no.
 
+    Args: stream: where the question goes, default the standard output.
     Raises: UsageError where nobody can be asked.
     """
+    stream = stream or sys.stdout
     if yes:
-        print(f"{question} yes (--yes)")
+        print(f"{question} yes (--yes)", file=stream)
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Nobody can be asked here; add --yes to agree.")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    print(f"{question} [y/N] ", end="", file=stream, flush=True)
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        print(file=stream)
+        return False
 
 
 def models_command(argv: Sequence[str]) -> int:
     """Public models of a configuration."""
     args = models_parser().parse_intermixed_args(argv)
     check_words(args.overrides)
-    source = find_config(args.config)
+    source = fetch_shared(args.config).content if is_remote(args.config) else find_config(args.config)
     from .models import get_models
     from .settings import load_pipeline_config
 

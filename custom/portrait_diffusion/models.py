@@ -4,6 +4,7 @@ Runs never download (``offline: true`` in the shipped configurations); the comma
 what, from where and how much.
 """
 import fnmatch
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,18 +50,21 @@ class PublicModel:
 def public_models(system: dict[str, Any]) -> list[PublicModel]:
     """Models that a system's section names by hub id, each once."""
     found = []
-    for holder, key, role in named_models(system):
-        if is_hub_id(holder[key]):
-            name, _, revision = holder[key].partition("@")
+    for *_, role, text in named_models(system):
+        if is_hub_id(text):
+            name, _, revision = text.partition("@")
             found.append(PublicModel(name, revision, role))
     return list(dict.fromkeys(found))
 
 
 def check_cached(system: dict[str, Any], config: str = "") -> None:
-    """Raises: EnvironmentProblem naming the models that are missing and the command that gets them."""
+    """Raises: EnvironmentProblem naming the models that are missing and the command that gets them.
+
+    Args: config: what ``--config`` takes for it; a stranger may have written a name, so a shell must not obey it.
+    """
     missing = [model.id for model in public_models(system) if not model.is_cached()]
     if missing:
-        command = f"python launch_portrait.py models --config {config or 'portrait'}"
+        command = f"python launch_portrait.py models --config {shlex.quote(config or 'portrait')}"
         raise EnvironmentProblem(
             f"Not in the local cache: {', '.join(missing)}; a run downloads nothing. Get the rest with: {command} "
             "(or a configuration of yours that names these models), in this project's folder"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from . import host
 from .errors import UsageError
-from .export.made_with import guidance_sections
+from .export.made_with import MODEL, OWN_GUIDANCES, own_guidances
 from .files import sha256_file, write_text
 from .geometry.triplane import settings_for
 from .guidance.hpdm_guidance import model_folder
@@ -212,8 +212,7 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
 
 def guidance_weights(system: dict) -> list[str]:
     """SHA-256 of the files of the guidances' models, the shipped one and those in folders; hub ids speak for others."""
-    sections = guidance_sections({**system, "guidance": system.get("guidance") or {}})
-    folders = [model_folder(str(section.get("pretrained_model_name_or_path", "bundled"))) for section in sections]
+    folders = [model_folder(str(s.get(MODEL, OWN_GUIDANCES[kind]))) for kind, s in own_guidances(system)]
     return [weights_sha256(path) for folder in folders if folder for path in sorted(folder.rglob("*.safetensors"))]
 
 

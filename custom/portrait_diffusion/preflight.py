@@ -7,9 +7,10 @@ from .settings import PipelineConfig, prior_paths
 from .systems.stages import Schedule
 
 
-def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
+def check_run(config: PipelineConfig, source: str = "") -> list[tuple[str, int]]:
     """Look for what this configuration will use; nothing large is kept.
 
+    Args: source: what the user called the configuration (``--config``), for advice; default its own name.
     Returns: (file name, bytes) of the weights that will be read.
     Raises: EnvironmentProblem for a missing package, model file or weights file, with the command that brings it;
         UsageError for a file that is no such weights file, or of another kind of prior than the configuration names.
@@ -44,7 +45,7 @@ def check_run(config: PipelineConfig) -> list[tuple[str, int]]:
         if config.system.guidance_type == "portrait-diffusion-hpdm-guidance":
             require("diffusers", extra="hpdm")
             check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
-        check_cached(vars(config.system), config.name)
+        check_cached(vars(config.system), source or config.name)
     return [(path.name, path.stat().st_size) for path in files]
 
 

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import host
 from .errors import UsageError
+from .visible import check_visible
 
 MAX_BYTES = 1_000_000  # size of a configuration file
 MAX_NODES = 100_000  # YAML values after expanding aliases
@@ -100,9 +101,11 @@ def read_yaml(path: str | Path) -> DictConfig:
     return parse_yaml(data, str(path))
 
 
-def parse_yaml(data: bytes, origin: str) -> DictConfig:
-    """The content of a configuration file as `read_yaml` reads it. Args: origin: what errors call it.
+def parse_yaml(data: bytes, origin: str, shared: bool = False) -> DictConfig:
+    """The content of a configuration file as `read_yaml` reads it.
 
+    Args: origin: what errors call it.  shared: it comes from a stranger and is shown before it is used, so refuse
+        characters that hide something, see `visible.check_visible`.
     Raises: UsageError, see there.
     """
     path = origin
@@ -110,6 +113,8 @@ def parse_yaml(data: bytes, origin: str) -> DictConfig:
         raise UsageError(f"{path}: a configuration may have at most {MAX_BYTES} bytes; this file is larger.")
     try:
         text = data.decode("utf-8")
+        if shared:
+            check_visible(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise UsageError(f"{path}: the top level must be a mapping of keys to values.")
@@ -175,7 +180,7 @@ def _check_tree(root: yaml.Node | None, origin: str) -> None:
         if depth > MAX_DEPTH:
             raise UsageError(f"{origin}: sections are nested deeper than {MAX_DEPTH} levels.")
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-            raise UsageError(f"{origin}, line {node.start_mark.line + 1}: the tag '{node.tag}' isn't allowed.")
+            raise UsageError(f"{origin}, line {node.start_mark.line + 1}: the tag {node.tag!a} isn't allowed.")
         if id(node) not in sizes:
             children = node.value if isinstance(node, yaml.SequenceNode) else []
             if isinstance(node, yaml.MappingNode):

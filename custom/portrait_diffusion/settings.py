@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from . import schema
 from .errors import UsageError
 from .export.bundle import ExportConfig
-from .export.made_with import differences
+from .export.made_with import version_differences
 from .inversion.config import InversionConfig
 from .inversion.published_config import PublishedFitConfig
 from .priors.published.sizes import FAMILIES
@@ -163,10 +163,10 @@ def load_pipeline_config(source: Any = None, overrides: Sequence[str] = ()) -> t
 
 
 def _version_differences(source: Any) -> list[str]:
-    """What `made_with.differences` says of a configuration that does not fit; nothing where it can't be read at all."""
+    """What `made_with` says of a configuration that does not fit; nothing where it can't be read at all."""
     try:
         content = source if isinstance(source, dict) else OmegaConf.to_container(schema.read_yaml(source))
-        return differences(content, {})
+        return version_differences(content)
     except (UsageError, TypeError, AttributeError):
         return []
 

@@ -10,6 +10,7 @@ import yaml
 from cli.cli_samples import PACKAGE, REPOSITORY
 from portrait_diffusion import cli, host
 from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.systems.portrait import ExtraGuidance
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
              *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))  # fmt: skip
@@ -101,6 +102,12 @@ def test_the_example_for_the_host_names_registered_classes_and_valid_keys():
     system = yaml.safe_load(example)["system"]
     for name in ("geometry", "renderer"):
         host.find(system[f"{name}_type"]).Config(**system[name])
+
+
+def test_the_example_of_another_guidance_is_what_the_system_takes():
+    (example,) = re.findall(r"^```\n(system:\n  extra_guidances:.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (extra,) = yaml.safe_load(example)["system"]["extra_guidances"]
+    assert ExtraGuidance(**extra).stages == ["refine"] and extra["guidance"] and extra["prompt_processor"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
