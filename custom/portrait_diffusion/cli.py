@@ -1,13 +1,15 @@
 """The command line: one photo to a 3D head, and the commands around it.
 
 Exit codes: 0 success, 2 usage (a file, a key, a value), 3 environment (`doctor` says what is missing), 4 out of memory
-(the message names a smaller setting), 130 interrupted (the same command goes on).
+(the message names a smaller setting), 130 interrupted (the same command goes on), 141 nobody reads the output any more.
 """
 import argparse
 import difflib
 import errno
 import logging
 import math
+import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from .optional import require
 from .progress import JsonLines, Quiet, make_progress
 
 INTERRUPTED = 130
+UNREAD = 141
+"""128 and the number of SIGPIPE, as a shell says it of other tools: ``... | head`` has read enough."""
 CONFIGS = Path(__file__).resolve().parent / "configs"
 _log = logging.getLogger("portrait_diffusion")
 _DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -99,7 +103,43 @@ def doctor_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. argparse's own errors leave through SystemExit with code 2."""
+    """Run one command; returns the exit code. argparse's own errors leave through SystemExit with code 2.
+
+    What nobody reads any more (``... | head``) is dropped without a word, with the exit code `UNREAD`.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    try:
+        try:
+            return _answer(argv)
+        finally:
+            for stream in streams:
+                stream.flush()  # here, where it can be answered, rather than when Python ends
+    except BrokenPipeError:
+        unread = [stream for stream in streams if reader_gone(stream)]
+        if not unread:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(nowhere, stream.fileno())  # Python flushes what is left when it ends
+        os.close(nowhere)
+        return UNREAD
+
+
+def reader_gone(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # no file of the operating system
+        return False
+    if not hasattr(select, "poll"):  # Windows, where such a pipe is told by another error
+        return False
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _answer(argv: Sequence[str] | None) -> int:
+    """`main`, but for pipes: every foreseen error becomes a sentence and an exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     try:

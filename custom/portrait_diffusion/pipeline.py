@@ -25,6 +25,7 @@ from .inversion.target import target_from_photo
 from .noise.summary import noise_summary
 from .optional import require
 from .photo.prepare import PreparedPhoto, prepare_photo
+from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
@@ -66,13 +67,15 @@ class PortraitPipeline:
                 goes on from there. None keeps nothing on disk.
             progress: progress(stage, done, total, values); it may raise `interrupt.Stopped` after a step, then the
                 head is returned as it is, with `stopped` set, and the same call goes on later.
-        Raises: UsageError for an unfit photo, EnvironmentProblem for missing weights or packages.
+        Raises: UsageError for an unfit photo, and, before anything is done, for a prior's file that is none or of
+            another kind than the configuration says; EnvironmentProblem for missing weights or packages.
         """
         tell = progress or (lambda *args: None)
         data, started = self.config.data, time.perf_counter()
         image = Path(image or data.image_path)
         if not image.name:
             raise UsageError("No photo given; use --image PATH or data.image_path=PATH.")
+        check_prior_files(self.config.system.prior)
         tell("photo", 0, 1, {})
         prepared = prepare_photo(image, data.size, data.aligned, data.matte)
         sha256 = sha256_file(image)

@@ -1,9 +1,11 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
+from pathlib import Path
+
 from .errors import EnvironmentProblem
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .optional import require
-from .settings import PipelineConfig, prior_paths
+from .settings import PipelineConfig, PriorConfig, prior_paths
 from .systems.stages import Schedule
 
 
@@ -19,22 +21,14 @@ def check_run(config: PipelineConfig, source: str = "") -> list[tuple[str, int]]
     from .photo.detect import yunet_path
     from .photo.matte import choose_matte
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
-    from .priors.published.adapter import check_prior
-    from .priors.storage import load_spec
 
     require("cv2", extra="photo", package="opencv-python-headless")
     require("xatlas", extra="export")
     find_ffmpeg()
     if config.system.exporter.mesh.target_faces:
         require("fast_simplification", extra="export", package="fast-simplification")
-    files = [yunet_path()]
+    files = [yunet_path(), *check_prior_files(config.system.prior)]
     published = config.system.prior.type != "bundled"
-    for path, kind in zip(prior_paths(config.system.prior), ("generator", "encoder")):
-        if published:
-            check_prior(path, config.system.prior.type)
-        else:
-            load_spec(path, kind)
-        files.append(path)
     if choose_matte(config.data.matte) == "network":
         load_matte_net()
         files.append(WEIGHTS_FILE)
@@ -47,6 +41,25 @@ def check_run(config: PipelineConfig, source: str = "") -> list[tuple[str, int]]
             check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
         check_cached(vars(config.system), source or config.name)
     return [(path.name, path.stat().st_size) for path in files]
+
+
+def check_prior_files(prior: PriorConfig) -> tuple[Path, ...]:
+    """Files of the prior that a configuration names: kind, names and shapes are compared, numbers are not read.
+
+    Returns: their paths.
+    Raises: EnvironmentProblem for a missing file of the bundled prior; UsageError for one that is no such weights file,
+        and for a published prior's file that is missing, damaged or of another kind than `prior.type`.
+    """
+    from .priors.published.adapter import check_prior
+    from .priors.storage import load_spec
+
+    paths = prior_paths(prior)
+    if prior.type != "bundled":
+        check_prior(paths[0], prior.type)
+        return paths
+    for path, kind in zip(paths, ("generator", "encoder")):
+        load_spec(path, kind)
+    return paths
 
 
 def find_ffmpeg() -> str:

@@ -51,6 +51,11 @@ class PriorConfig:
                 f"prior.type '{self.type}' needs prior.checkpoint, the path of its file; weights are never downloaded, "
                 "docs/priors.md says where to get them"
             )
+        if self.type != "bundled" and self.encoder:
+            raise ValueError(
+                f"prior.encoder '{self.encoder}' would not be used, for the prior of prior.type '{self.type}' has no "
+                "encoder; leave it empty, or set prior.type to bundled"
+            )
         if self.type == "bundled" and self.checkpoint.endswith(".pkl"):
             raise ValueError(
                 f"prior.checkpoint '{self.checkpoint}' is the file of a published prior; set prior.type to its kind, "

@@ -1,4 +1,5 @@
 """Help, dry run, and what the main command does around a pipeline: output, interruption, lack of memory."""
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,33 @@ def test_without_torch_the_launcher_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 3
     assert done.stderr == "error: The package 'torch' is not installed; run: pip install -r requirements.txt\n"
+
+
+@pytest.mark.parametrize(
+    "words,closed,unbuffered",
+    [(["--help"], "stdout", ""), (["--image", str(PHOTO), "--dry-run"], "stdout", ""),
+     (["models", "--config", "portrait-init"], "stdout", "1"), (["--image", "nothing.png"], "stderr", "")],
+    ids=["help", "dry run", "unbuffered", "error"],
+)  # fmt: skip
+def test_output_that_nobody_reads(words, closed, unbuffered, tmp_path):
+    """As `... | head -1` leaves it: exit code 141, and not a word about it."""
+    read, write = os.pipe()
+    os.close(read)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {closed: write}
+    surroundings = environment() | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, str(LAUNCHER), *words], cwd=tmp_path, env=surroundings, timeout=120, **pipes)
+    os.close(write)
+    assert done.returncode == cli.UNREAD == 141
+    assert not done.stdout and not done.stderr and files_below(tmp_path) == []
+
+
+def test_pipes_that_break_elsewhere_are_not_hidden(monkeypatch):
+    def broken(argv):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["doctor"])
 
 
 def test_the_launcher_passes_the_exit_code_on(tmp_path):

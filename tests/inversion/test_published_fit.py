@@ -156,6 +156,8 @@ def test_schedule_and_overlap():
     [
         (["system.prior.type=stylegan"], "must be one of bundled, eg3d"),
         (["system.prior.type=eg3d"], "needs prior.checkpoint"),
+        (["system.prior.type=eg3d", "system.prior.checkpoint=a.pkl", "system.prior.encoder=b.safetensors"],
+         "prior.encoder 'b.safetensors' would not be used, .* leave it empty, or set prior.type to bundled"),
         (["system.published_fit.tuning=all"], "published_fit.tuning must be one of"),
         (["system.prior.type=eg3d", "system.prior.checkpoint=a.pkl", "system.stages={restore: {steps: 5}}"],
          "stages after the initialization need .* use --config portrait-init"),
@@ -169,6 +171,26 @@ def test_settings_are_checked(words, message):
 def test_settings_arrive():
     config, _ = load_pipeline_config(INIT, ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"])
     assert config.system.prior.type == "panohead" and config.system.published_fit.tuning == "planes"
+
+
+def test_the_pipeline_looks_at_the_file_before_the_photo(tmp_path, monkeypatch):
+    """A wrong kind, a foreign file or none at all: one sentence, before detection and matting, and nothing written."""
+    from portrait_diffusion import pipeline as module
+
+    monkeypatch.setattr(module, "prepare_photo", lambda *a: pytest.fail("the photo was prepared"))
+    write_published(tmp_path / "net.pkl", "panohead")
+    (tmp_path / "other.pkl").write_text("<html>quota exceeded</html>")
+    reports = []
+    for name, kind, message in (
+        ("net.pkl", "eg3d", "is a PanoHead generator, but prior.type is 'eg3d'; set prior.type to 'panohead'"),
+        ("other.pkl", "panohead", "no checkpoint"), ("none.pkl", "panohead", "does not exist"),
+    ):  # fmt: skip
+        words = [f"system.prior.type={kind}", f"system.prior.checkpoint={tmp_path / name}"]
+        pipeline = module.PortraitPipeline.from_config(INIT, words)
+        with pytest.raises(UsageError, match=message) as caught:
+            pipeline.run("me.jpg", tmp_path / "out", lambda *report: reports.append(report))
+        assert "\n" not in str(caught.value)
+    assert not reports and not (tmp_path / "out").exists()
 
 
 def test_the_pipeline_takes_a_published_file(tmp_path, monkeypatch):

@@ -33,7 +33,11 @@ def tiny_sizes(family: str) -> Sizes:
 
 
 def random_state(sizes: Sizes, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tensors under the published names: affine biases 1, filters as published, the decoder nearly opaque."""
+    """Random tensors under the published names: affine biases 1, filters as published, the decoder nearly opaque.
+
+    The pyramid's levels feed one another: its colour heads are scaled so that they stay about 1, and its density starts
+    as a haze that a fit can raise and lower. Unscaled, seven levels make it zero everywhere or opaque, as it happens.
+    """
     with torch.device("meta"):
         shapes = published_shapes(PublishedGenerator(sizes, RenderOptions()))
     rng = torch.Generator().manual_seed(seed)
@@ -51,6 +55,13 @@ def random_state(sizes: Sizes, seed: int = 0) -> dict[str, torch.Tensor]:
             value = value * 100  # equalised for a learning rate of 0.01
         state[key] = value
     state["decoder.net.2.weight"][0] *= 8
+    if sizes.family == "pyramid":
+        for key in state:
+            if ".b3d" in key and key.endswith("torgb.weight"):
+                state[key] *= 0.3
+        density = state["decoder.net.2.weight"][0]
+        density -= density.mean()  # else softplus(0) of all hidden units, times the row's sum, decides
+        state["decoder.net.2.bias"][0] = 4.0
     if sizes.camera_shift:  # a shift of the camera by a few hundredths
         state["t_mapping.fc1.weight"] *= 0.01
         state["t_mapping.fc1.bias"] *= 0.1

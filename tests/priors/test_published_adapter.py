@@ -1,12 +1,16 @@
 """Published priors in this project's geometry: the same field, in another frame."""
+import dataclasses
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from portrait_diffusion import host
 from portrait_diffusion.errors import UsageError
 from portrait_diffusion.geometry.triplane import settings_for
+from portrait_diffusion.inversion.camera import PhotoCamera
+from portrait_diffusion.inversion.detail import field_of
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, head_to_world, orbit_c2w, world_to_head
 from portrait_diffusion.ops.canonical import BOX_RADIUS, CANONICAL_LANDMARKS_HEAD
 from portrait_diffusion.ops.plane_layouts import PlaneFrame, layout_features
@@ -19,11 +23,13 @@ from portrait_diffusion.priors.published.adapter import (
     landmarks_in_gan_frame,
     world_to_gan,
 )
+from portrait_diffusion.priors.published.checkpoint import Checkpoint
 from portrait_diffusion.priors.published.fields import decode_published
 from portrait_diffusion.priors.published.image import frontal_label
 from portrait_diffusion.priors.published.marching import rays_of_label, render_features
 from portrait_diffusion.priors.published.sizes import DEFAULTS, FAMILIES
 
+from priors import published_samples
 from priors.published_pickles import write_published
 
 
@@ -216,8 +222,6 @@ def test_bad_frames_are_refused(settings):
 
 
 def test_the_ablation_with_one_layer_is_refused(tmp_path):
-    from priors import published_samples
-
     sizes = published_samples.tiny_sizes("panohead")
     sizes.plane_channels = 24
     write_published(tmp_path / "net.pkl", "panohead", state=published_samples.random_state(sizes))
@@ -249,3 +253,19 @@ def test_the_published_marcher_sees_the_same_surface(priors):
     foreground = out["feature"] @ matrix.T + out["opacity"][..., None] * bias
     behind = (1 - out["opacity"])[..., None] * (background @ matrix.T + bias)
     torch.testing.assert_close(whole, foreground + behind, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+def test_random_pyramids_have_a_head(levels):
+    """Neither empty, which no tuning leaves, nor opaque, and however many levels are added up."""
+    backbone = {2**k: 36 for k in range(2, 2 + levels)}
+    sizes = dataclasses.replace(published_samples.tiny_sizes("pyramid"), backbone=backbone)
+    rays_o, rays_d = (r.flatten(1, 2) for r in PhotoCamera().rays(12))
+    for seed in (0, 1):
+        state = published_samples.random_state(sizes, seed)
+        prior = PublishedPrior(Checkpoint("pyramid", state, {}, None, f"random pyramid {seed}", Path("random weights")))
+        ws = prior.latent_statistics(torch.Generator().manual_seed(0), 100)[0][:, None].repeat(1, prior.num_ws, 1)
+        with torch.no_grad():
+            field = field_of(prior.planes(ws), prior.decoder(ws), prior.radius, prior.frame)
+            opacity = render_rays(field, rays_o, rays_d, prior.radius, 12, 12)["opacity"]
+        assert float(opacity.max()) > 0.3 and float(opacity.mean()) < 0.9, seed

@@ -12,6 +12,7 @@ from portrait_diffusion.errors import UsageError
 from portrait_diffusion.priors.published import convert, families
 from portrait_diffusion.priors.published.checkpoint import open_checkpoint
 from portrait_diffusion.priors.published.convert import generator_of
+from portrait_diffusion.priors.published.safe_pickle import read_pickle_bytes
 from portrait_diffusion.priors.published.sizes import FAMILIES
 
 from priors.published_pickles import (
@@ -73,10 +74,10 @@ def test_a_bare_generator_is_accepted(tmp_path):
 
 
 class Hostile:
-    """Pickles as a call of any function."""
+    """Pickles as a call of any function, its result possibly with a state."""
 
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
+    def __init__(self, function, *arguments, state=None):
+        self.call = function, arguments, state
 
     def __reduce__(self):
         return self.call
@@ -221,19 +222,83 @@ def test_numbers_and_names_no_one_could_print(tmp_path):
 def test_tensors_and_functions_take_no_state(tmp_path):
     tensor = torch.zeros(3)
 
-    class WithState:
-        def __init__(self, base, state):
-            self.base, self.state = base, state
-
-        def __reduce__(self):
-            function, arguments = self.base.__reduce_ex__(2)[:2]
-            return function, arguments, self.state
-
-    dump(tmp_path / "net.pkl", {"G_ema": WithState(tensor, (tensor, 0, (10**9,), (1,)))})
+    function, arguments = tensor.__reduce_ex__(2)[:2]
+    dump(tmp_path / "net.pkl", {"G_ema": Hostile(function, *arguments, state=(tensor, 0, (10**9,), (1,)))})
     assert "a tensor comes with a state" in refused(tmp_path / "net.pkl")
     on_function = b"\x80\x04ctorch._utils\n_rebuild_parameter\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00xs\x86b."
     (tmp_path / "net.pkl").write_bytes(on_function)
     assert "a function comes with a state" in refused(tmp_path / "net.pkl")
+
+
+def twice(levels: int) -> bytes:
+    """Opcodes that push t = (t, t), so often: five bytes a level, and its hash takes 2**levels steps."""
+    return b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(levels))
+
+
+EASY, ORDERED, SIZE = b"cdnnlib.util\nEasyDict\n)R", b"ccollections\nOrderedDict\n)R", b"ctorch\nSize\n"
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"}" + twice(30) + b"K\x01s", b"}(" + twice(30) + b"K\x01u", b"(" + twice(30) + b"K\x01d",
+        b"\x8f(" + twice(30) + b"\x90", b"(" + twice(30) + b"\x91", EASY + twice(30) + b"K\x01s",
+        ORDERED + b"(" + twice(30) + b"K\x01u", b"}" + SIZE + twice(30) + b"\x85RK\x01s",
+        b"((\x91\x91", b"}(K\x01K\x01" + b")" + b"\x85" * 100_000 + b"K\x01u",
+        b"}\x8a\x09" + bytes(8) + b"\x01K\x01s",
+    ],
+    ids=["item", "items", "dict", "set", "frozenset", "easy", "ordered", "size", "sets", "deep", "number"],
+)  # fmt: skip
+def test_keys_that_take_for_ever_to_hash_are_refused(opcodes, tmp_path):
+    """As a key, 30 tuples take minutes, 60 for ever, and 100,000 within one another overflow the stack."""
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04" + opcodes + b".")
+    assert "as a key, which no published file has" in refused(tmp_path / "net.pkl")
+
+
+def test_plain_keys_are_read():
+    a = b"X\x01\x00\x00\x00a"
+    items, frozen, members = b"}(K\x01K\x02" + a + b"K\x03NK\x04\x89K\x05u", b"(K\x01" + a + b"\x91", b"\x8f(K\x07\x90"
+    found = read_pickle_bytes(b"\x80\x04" + items + frozen + members + b"\x87.", 100)
+    assert found == ({1: 2, "a": 3, None: 4, False: 5}, frozenset({1, "a"}), {7})
+
+
+@pytest.mark.parametrize("where", ["kind", "key", "count", "machine"])
+def test_headers_of_storages_that_take_for_ever_to_read_are_refused(where, tmp_path):
+    """They are compared, looked up and shown, each of which walks through all that refers to the same thing twice."""
+    kind, key, count, machine = (
+        twice(30) if name == where else usual
+        for name, usual in (("kind", b"ctorch\nFloatStorage\n"), ("key", b"X\x01\x00\x00\x00k"), ("count", b"K\x01"),
+                            ("machine", b"K\x01"))
+    )  # fmt: skip
+    pickles = [
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2)[:-1], b"M\xe9\x03",
+        b"}(X\x0d\x00\x00\x00little_endian\x88" + machine + b"K\x01u",
+        b"(X\x07\x00\x00\x00storage" + kind + key + b"X\x03\x00\x00\x00cpu" + count + b"NtQ", b"]" + key + b"a",
+    ]  # fmt: skip
+    numbers = struct.pack("<q", 1) + bytes(4)
+    dump(tmp_path / "net.pkl", {"G_ema": Bytes(b"".join(part + b"." for part in pickles) + numbers)})
+    assert "a tensor's header says something by reference" in refused(tmp_path / "net.pkl")
+
+
+def test_few_tensors_and_short_names(tmp_path):
+    """One dictionary in many modules counts in each, and names grow with every level."""
+    shared = {str(i): None for i in range(200)}
+    children = {str(i): Persistent("A", {"_parameters": shared}, "") for i in range(100)}
+    dump(tmp_path / "net.pkl", {"G_ema": Persistent("A", {"_modules": children}, "")})
+    assert "more than 10000 tensors" in refused(tmp_path / "net.pkl")
+    for kind in ("_modules", "_parameters"):
+        leaf = Persistent("A", {}, "") if kind == "_modules" else torch.zeros(1)
+        inner = Persistent("A", {kind: {"b" * 300: leaf}}, "")
+        dump(tmp_path / "net.pkl", {"G_ema": Persistent("A", {"_modules": {"a" * 300: inner}}, "")})
+        assert "names longer than 500" in refused(tmp_path / "net.pkl")
+
+
+def test_a_dictionary_takes_no_attributes(tmp_path):
+    """Python's own OrderedDict would: one of them could take the place of its method `items`."""
+    hostile = Hostile(OrderedDict, state={"items": 5})
+    hostile.call += None, iter([("a", None)])
+    dump(tmp_path / "net.pkl", {"G_ema": Persistent("A", {"_parameters": hostile}, "")})
+    assert "no generator of the EG3D family" in refused(tmp_path / "net.pkl")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.999])

@@ -20,6 +20,8 @@ from .sizes import sizes_of
 
 MAX_BYTES = 4 << 30
 MOST_MODULES = 10_000
+MOST_TENSORS = 10_000
+LONGEST_NAME = 500
 DROPPED = "renderer."
 """Prefix of what is not needed: the pyramid's body model."""
 KIND = "published-prior"
@@ -119,9 +121,17 @@ def _tensors(generator: Record, path: Path) -> Iterator[tuple[str, Held]]:
     """Parameters and persistent buffers of a module's record and of its children, by their published names.
 
     What is below `DROPPED` is not looked at. A module in many places counts in each: small pickles can hold vast trees.
+    So do its tensors, and names are bounded: each is made of those of the modules around it.
+    Raises: UsageError.
     """
+
+    def joined(prefix: str, name: str) -> str:
+        if len(prefix) + len(name) > LONGEST_NAME:
+            raise UsageError(f"{path} has names longer than {LONGEST_NAME} letters; {SOURCE}.")
+        return prefix + name
+
     left = [("", generator, 0)]
-    modules = 0
+    modules = tensors = 0
     while left:
         prefix, record, depth = left.pop()
         modules += 1
@@ -137,18 +147,21 @@ def _tensors(generator: Record, path: Path) -> Iterator[tuple[str, Held]]:
             values = state.get(kind) or {}
             if not isinstance(values, dict):
                 raise UsageError(f"{path}: '{kind}' of '{here}' is no dictionary; {SOURCE}.")
+            tensors += len(values)
+            if tensors > MOST_TENSORS:
+                raise UsageError(f"{path} has more than {MOST_TENSORS} tensors; {SOURCE}.")
             for name, value in values.items():
                 if value is None or (kind == "_buffers" and name in skipped):
                     continue
                 if not isinstance(value, Held) or value.is_storage or not isinstance(name, str):
                     label = shown(name, 60) if isinstance(name, str) else "a nameless entry"
                     raise UsageError(f"{path}: '{label}' of '{here}' is no tensor; {SOURCE}.")
-                yield f"{prefix}{name}", value
+                yield joined(prefix, name), value
         children = state.get("_modules") or {}
         if not isinstance(children, dict):
             raise UsageError(f"{path}: the modules of '{here}' are no dictionary; {SOURCE}.")
         inner = [
-            (f"{prefix}{name}.", child, depth + 1) for name, child in islice(children.items(), MOST_MODULES)
+            (joined(prefix, name) + ".", child, depth + 1) for name, child in islice(children.items(), MOST_MODULES)
             if isinstance(child, Record) and isinstance(name, str)
         ]  # fmt: skip
         left += reversed([item for item in inner if not item[0].startswith(DROPPED)])

@@ -3,20 +3,20 @@
 The files are plain pickles of PyTorch modules whose classes carry their own source, which the authors' reader executes.
 Here every global must be on `ALLOWED`; classes become inert records that keep what the pickle hands them, and embedded
 source stays text. Storages are nested legacy PyTorch pickles, read by `storages`. Sizes are checked before memory is
-asked for.
+asked for, and nothing is hashed, compared or shown that could take longer than the file is long.
 """
-import collections
 import io
 import pickle
 import pickletools
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ...errors import UsageError
-from .plain_values import plain, shown
+from .plain_values import LARGEST_NUMBER, plain, shown
 from .storages import StorageReader
 
 LONGEST_LIST = 64
@@ -77,7 +77,7 @@ class _Call:
 
 
 class Plain(dict):
-    """Stand-in of ``dnnlib.util.EasyDict``: an empty dictionary that opcodes fill, and nothing else."""
+    """Stand-in of ``EasyDict`` and ``OrderedDict``: an empty dictionary that opcodes fill, and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
     table: dict[tuple[str, str], Any] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
         ("dnnlib.util", "EasyDict"): Plain,
-        ("collections", "OrderedDict"): _Call(lambda: collections.OrderedDict()),
+        ("collections", "OrderedDict"): Plain,
         ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
         ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
         ("builtins", "set"): _Call(_names),
@@ -192,11 +192,45 @@ def _allowed() -> dict[tuple[str, str], Any]:
 ALLOWED = _allowed()
 
 
-class _Unpickler(pickle.Unpickler):
+def check_key(key: Any) -> None:
+    """Raise Refused for what is not fit to be hashed, as keys of dictionaries and members of sets are.
+
+    The hash of a tuple walks through its items: thirty tuples, each twice in the next one, take 2**30 steps, and a
+    million within one another overflow the stack. Numbers of more than 64 bits can be chosen to have all one hash.
+    """
+    if isinstance(key, tuple | frozenset):
+        raise Refused("a dictionary or a set has a tuple or a set as a key, which no published file has")
+    if isinstance(key, int) and abs(key) >= LARGEST_NUMBER:
+        raise Refused("a dictionary or a set has a number of more than 64 bits as a key, which no published file has")
+
+
+def _checking_keys(opcode: bytes, where: slice) -> Callable[["_Unpickler"], None]:
+    """Python's own step for an opcode that hashes what lies at `where` on the stack, after `check_key` of each."""
+    step = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(reader: "_Unpickler") -> None:
+        for key in reader.stack[where]:
+            check_key(key)
+        step(reader)
+
+    return checked
+
+
+_KEYS = {
+    pickle.SETITEM: slice(-2, -1), pickle.SETITEMS: slice(0, None, 2), pickle.DICT: slice(0, None, 2),
+    pickle.ADDITEMS: slice(None), pickle.FROZENSET: slice(None),
+}  # fmt: skip
+"""Opcodes that hash, and where the keys lie on the stack, of which Python's reader keeps what is above the mark."""
+
+
+class _Unpickler(pickle._Unpickler):
     """Pickle reader that knows `ALLOWED`, storages and encoded bytes, and nothing else.
 
     What it lets a pickle copy is bounded: a few opcodes that repeat a copy of something long would ask for all memory.
+    It is Python's reader in Python, not the one in C, for keys can be looked at before they are hashed (`check_key`).
     """
+
+    dispatch = pickle._Unpickler.dispatch | {opcode[0]: _checking_keys(opcode, at) for opcode, at in _KEYS.items()}
 
     def __init__(self, file: BinaryIO, storages: StorageReader):
         super().__init__(file)

@@ -21,6 +21,8 @@ STORAGES = {
 }  # fmt: skip
 """Names of the storage types and what their numbers are."""
 LONGEST_HEADER = 4096
+SHARING = ("GET", "BINGET", "LONG_BINGET", "DUP")
+"""Opcodes by which a pickle names something twice: without them, whatever is made is no larger than its bytes."""
 
 
 class _HeaderUnpickler(pickle.Unpickler):
@@ -94,7 +96,9 @@ class StorageReader:
     def _header(self, file: io.BytesIO) -> object:
         start = file.tell()
         try:
-            for _, _, position in pickletools.genops(file):
+            for code, _, position in pickletools.genops(file):
+                if code.name in SHARING:
+                    raise self.Malformed("a tensor's header says something by reference")
                 if position - start > LONGEST_HEADER:
                     raise self.Malformed("a tensor's header is too long")
             end = file.tell()
