@@ -20,6 +20,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
 from portrait_diffusion.cli import is_out_of_memory  # noqa: E402
+from portrait_diffusion.denormals import flushed_denormals  # noqa: E402
 from portrait_diffusion.errors import PortraitError, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.report_metrics import evaluate_portrait  # noqa: E402
 from portrait_diffusion.export.provenance import peak_memory  # noqa: E402
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, help="side of the compared images in pixels (default 128)")
     options = parser.parse_args(arguments)
     try:
-        record = score_photo(PortraitPipeline.from_config(options.config), options.photo, options.size)
+        with flushed_denormals():
+            record = score_photo(PortraitPipeline.from_config(options.config), options.photo, options.size)
     except PortraitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -191,7 +191,15 @@ def run_command(argv: Sequence[str]) -> int:
     config_source = find_config(args.config) if remote is None else remote.content
     _show_warnings()
 
-    from . import host  # from here on: everything heavy
+    from .denormals import flushed_denormals  # from here on: everything heavy
+
+    with flushed_denormals():  # before torch starts its threads
+        return run_checked(args, argv, remote, config_source)
+
+
+def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_source) -> int:
+    """The rest of `run_command`, which needs torch: the configuration is read and checked, then the head is made."""
+    from . import host
     from .pipeline import PortraitPipeline
     from .preflight import check_run
     from .remote import check_offline

@@ -16,6 +16,7 @@ import torch
 
 from .. import host
 from ..cli import is_out_of_memory
+from ..denormals import flushed_denormals
 from ..errors import PortraitError, UsageError
 from ..evaluation.report_metrics import evaluate_portrait
 from ..export.provenance import peak_memory
@@ -170,8 +171,9 @@ def main() -> int:
     """Job on the standard input; errors as one line on the standard error, exit code of `errors`."""
     try:
         job = json.load(sys.stdin)
-        host.set_device(job["device"] or None)
-        Job(job).run()
+        with flushed_denormals():
+            host.set_device(job["device"] or None)
+            Job(job).run()
     except PortraitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
