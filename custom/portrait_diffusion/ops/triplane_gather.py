@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -41,6 +40,8 @@ class WeightedRows(torch.autograd.Function):
         index, table, weight = ctx.saved_tensors
         of_table = of_weight = None
         if ctx.needs_input_grad[1]:
+            from scipy.sparse import csr_matrix  # importing the package loads none of its heavy dependencies
+
             starts = torch.arange(0, index.numel() + 1, index.shape[1], dtype=torch.int32)
             parts = (x.detach().contiguous().flatten().numpy() for x in (weight, index, starts))
             spread = csr_matrix(tuple(parts), shape=(len(index), len(table)), copy=False)
