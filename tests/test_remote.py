@@ -21,7 +21,7 @@ from portrait_diffusion.export.share import RUN_KEYS
 from portrait_diffusion.pipeline import PortraitPipeline
 from portrait_diffusion.remote import check_offline, check_paths, https_url, outside_paths
 from portrait_diffusion.schema import MAX_BYTES
-from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.settings import load_pipeline_config, prior_weights
 from portrait_diffusion.visible import check_visible
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -370,7 +370,8 @@ def test_community_configurations_fit_the_weights_that_ship(path):
     """A run of one warns of nothing: when other weights ship, its `made_with` is made anew (README there)."""
     pipeline = PortraitPipeline.from_config(path)
     assert cli.made_elsewhere(pipeline) == []
-    made, here = pipeline.config.system.made_with, made_with(pipeline.raw_config, cli.used_weights(pipeline))
+    weights = prior_weights(pipeline.config.system.prior)
+    made, here = pipeline.config.system.made_with, made_with(pipeline.raw_config, weights)
     assert set(made["weights"]) == set(here["weights"]), "nothing is left out, which would not be compared"
     assert [model["id"] for model in made["models"]] == [model["id"] for model in here["models"]]
 

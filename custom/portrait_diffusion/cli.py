@@ -338,15 +338,9 @@ def is_remote(text: str | None) -> bool:
 def made_elsewhere(pipeline) -> list[str]:
     """What differs from where a shared configuration was made."""
     from .export.made_with import differences
+    from .settings import prior_weights
 
-    return differences(pipeline.raw_config, used_weights(pipeline))
-
-
-def used_weights(pipeline) -> dict[str, Path]:
-    """Files of the prior that a run uses: generator and, of the bundled prior, encoder."""
-    from .settings import prior_paths
-
-    return dict(zip(("prior", "encoder"), prior_paths(pipeline.config.system.prior)))
+    return differences(pipeline.raw_config, prior_weights(pipeline.config.system.prior))
 
 
 def describe_run(

@@ -19,7 +19,7 @@ from .ops.cameras import canonical_fovy, orbit_c2w
 from .photo.prepare import PreparedPhoto
 from .priors.published.families import facts_of
 from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
-from .settings import PipelineConfig, load_pipeline_config, prior_paths, typed
+from .settings import PipelineConfig, load_pipeline_config, prior_weights, typed
 
 Progress = Callable[[str, int, int, dict], None]
 HEAD_FILE = "portrait.safetensors"
@@ -99,7 +99,7 @@ class PortraitResult:
         curves = {name: list(enumerate(values, 1)) for name, values in self.curves.items()}
         tell = (lambda stage, done, total: progress(stage, done, total, {})) if progress else None
         prior = config.system.prior
-        weights = dict(zip(("prior", "encoder"), prior_paths(prior)))
+        weights = prior_weights(prior)
         return export_all(
             out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
             overrides=overrides, metrics=metrics, warnings=prior_terms(prior.type), seeds={"seed": config.seed},

@@ -183,3 +183,8 @@ def prior_paths(prior: PriorConfig) -> tuple[Path, ...]:
     from .priors.bundled import prior_files
 
     return prior_files(prior.checkpoint, prior.encoder)
+
+
+def prior_weights(prior: PriorConfig) -> dict[str, Path]:
+    """`prior_paths` by what they are: ``prior`` and, of the bundled prior, ``encoder``."""
+    return dict(zip(("prior", "encoder"), prior_paths(prior)))
