@@ -18,6 +18,7 @@ PARTS = {
         "imageio[ffmpeg]>=2.33", "pillow>=10.1",
     ],
     "video": ["imageio[ffmpeg]>=2.33"],
+    "stages": ["pytorch-lightning>=2.6,<3", "diffusers>=0.30", "huggingface-hub>=0.23"],
 }  # fmt: skip
 OPTIONAL = {
     "plots": ["matplotlib>=3.7"],

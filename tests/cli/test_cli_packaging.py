@@ -123,6 +123,13 @@ def test_pins_lie_in_the_ranges():
             assert need.specifier.contains(versions[canonicalize_name(need.name)]), (file, str(need))
 
 
+def test_the_default_configurations_stages_need_nothing_more_than_the_main_job_installs():
+    pipeline = (REPOSITORY / "configs" / "portrait-mini.yaml").read_text()
+    assert "stages:" in pipeline and "portrait-diffusion-hpdm-guidance" in pipeline
+    needed = {"pytorch-lightning", "diffusers", "huggingface-hub"}
+    assert needed <= names(arguments_of_setup()["install_requires"]) and needed <= set(pinned("requirements.txt"))
+
+
 def test_nothing_that_needs_a_compiler_or_replaces_torch():
     forbidden = {"torchvision", "xformers", "tiny-cuda-nn", "tinycudann", "nerfacc", "nvdiffrast", "lightning"}
     files = ["requirements.txt", "requirements-dev.txt", "requirements-synthetic.txt"]
