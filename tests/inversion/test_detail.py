@@ -165,11 +165,11 @@ def test_the_detail_grid_does_not_change_the_head_from_behind(head):
     assert float(changes[1][distance < 0.75 * BALL_RADIUS].max()) < 0.01  # what shines through the ball
 
 
-def cache_of(head, samples=12):
+def cache_of(head, samples=12, shape=None):
     planes, weights, _, rays, surface = head
     keep = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     keep[4:-4, 10:-6] = True
-    return build_cache(planes, weights, BOX_RADIUS, *rays, surface, keep, samples, THICKNESS, chunk=500), keep
+    return build_cache(planes, weights, BOX_RADIUS, *rays, surface, keep, samples, THICKNESS, 500, shape), keep
 
 
 def test_the_cache_holds_the_samples_of_its_pixels(head):
@@ -194,9 +194,11 @@ def test_cached_samples_cover_the_ray_through_the_volume(head):
     assert float(cache.deltas[middle].sum()) == pytest.approx(2 * BOX_RADIUS, abs=1e-3)
 
 
-def test_cached_rendering_is_rendering_at_the_same_samples(head):
+@pytest.mark.parametrize("shape", [None, (1, 1, 4, 4, 12, 12), (1, 1, 4, 1, 8, 8)], ids=["unknown", "kept", "another"])
+def test_cached_rendering_is_rendering_at_the_same_samples(head, shape):
+    """Whether what the samples read is looked up once, for grids of this shape, or each time."""
     planes, weights, _, (rays_o, rays_d), _ = head
-    cache, _ = cache_of(head)
+    cache, _ = cache_of(head, shape=shape)
     grid = torch.randn(1, 1, 4, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([3, 700, 1100, 5, 250])
     got = render_cached(cache, rows, grid)
@@ -222,8 +224,9 @@ def test_cached_rendering_without_detail_is_the_priors_picture(head):
     assert float((opacity - cache.opacity[rows]).abs().max()) < 0.01, "an empty grid keeps the prior's opacity"
 
 
-def test_the_gradient_reaches_the_grid_where_rays_pass_and_nowhere_else(head):
-    cache, _ = cache_of(head)
+@pytest.mark.parametrize("shape", [None, (1, 1, 4, 4, 24, 24)], ids=["looked up", "kept"])
+def test_the_gradient_reaches_the_grid_where_rays_pass_and_nowhere_else(head, shape):
+    cache, _ = cache_of(head, shape=shape)
     grid = torch.zeros(1, 1, 4, 4, 24, 24, requires_grad=True)
     row = (cache.index == SIZE // 2 * SIZE + SIZE // 2).nonzero()[:1, 0]
     rgb, opacity, _ = render_cached(cache, row, grid)

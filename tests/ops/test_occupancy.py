@@ -83,7 +83,7 @@ def test_hardly_anything_is_asked_behind_what_is_opaque():
 def test_rays_that_see_nothing_are_told_apart():
     rays_o, rays_d = rays()
     grid = oc.density_grid(ball_density, RADIUS, 48, LIKE)
-    seen = oc.sees_matter(grid, rays_o, rays_d, RADIUS)
+    seen = oc.sees_matter(oc.widened(grid), rays_o, rays_d, RADIUS)
     off = (rays_o[..., 1:]).norm(dim=-1, keepdim=True)
     opaque = off < 0.2 + 5 * 0.004
     assert seen[opaque].all() and not seen[off > 0.2 + 0.1].any()
@@ -92,7 +92,7 @@ def test_rays_that_see_nothing_are_told_apart():
 def test_an_eighth_of_96_samples_a_ray_keeps_the_picture_to_60_db():
     rays_o, rays_d = rays()
     grid = oc.density_grid(ball_density, RADIUS, 64, LIKE)
-    skip = ~oc.sees_matter(grid, rays_o, rays_d, RADIUS)
+    skip = ~oc.sees_matter(oc.widened(grid), rays_o, rays_d, RADIUS)
 
     def picture(*counts, **how) -> tuple:
         field.asked = 0
@@ -109,7 +109,7 @@ def test_an_eighth_of_96_samples_a_ray_keeps_the_picture_to_60_db():
 def test_intervals_add_up_and_skipped_rays_are_zero():
     rays_o, rays_d = rays()
     grid = oc.density_grid(ball_density, RADIUS, 32, LIKE)
-    skip = ~oc.sees_matter(grid, rays_o, rays_d, RADIUS)
+    skip = ~oc.sees_matter(oc.widened(grid), rays_o, rays_d, RADIUS)
     out = render_rays(field, rays_o, rays_d, RADIUS, 1, sample_fn=oc.guided_samples(grid, RADIUS, 12), skip=skip)
     assert all((value[skip[..., 0]] == 0).all() for value in out.values())
     t, deltas = out["t"][~skip[..., 0]], out["deltas"][~skip[..., 0]]

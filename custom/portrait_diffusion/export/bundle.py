@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import remove_partial_files
 from ..ops.cameras import BOX_RADIUS, canonical_fovy, orbit_c2w
+from ..ops.triplane_gather import kept_tables
 from .bake import BakeConfig, TexturedMesh, bake, vertex_colours
 from .fields import FieldFns, FieldSampler
 from .glb import write_glb
@@ -209,6 +210,7 @@ class _Export:
         return render_pose(self.render, c2w, fovy, self.config.render_size).over(1.0)
 
 
+@kept_tables()
 def export_all(
     out_dir: str | Path,
     render_fn: RenderFn,

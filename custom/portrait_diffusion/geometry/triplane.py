@@ -13,7 +13,16 @@ from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, head_to_world, world_to_head
 from ..ops.differences import central_differences
 from ..ops.plane_layouts import LAYOUTS, OWN_FRAME, PlaneFrame
-from ..ops.triplane import DETAIL_GAIN, DecoderWeights, init_decoder, limit_density, sample_planes, voxel_centres
+from ..ops.triplane import (
+    DETAIL_GAIN,
+    PLANE_AXES,
+    DecoderWeights,
+    init_decoder,
+    limit_density,
+    sample_planes,
+    voxel_centres,
+)
+from ..ops.triplane_gather import Rows, plane_rows, plane_table, weighted_rows
 from ..ops.volrend import inside_cylinder
 
 MATTER = 0.05
@@ -215,14 +224,23 @@ class TriplaneGeometry(BaseImplicitGeometry):
             raw = raw + sample_planes(detail, head / self.cfg.radius, reduce="sum")
         return raw[0]
 
-    def restored(self, raw: Tensor, points: Tensor) -> Tensor:
+    def restoration_rows(self, points: Tensor) -> Rows:
+        """What `restored` reads at world points (N,3), for points that are asked again and again."""
+        return plane_rows([self._restoration_grid().shape], world_to_head(points)[None] / self.cfg.radius, PLANE_AXES)
+
+    def restored(self, raw: Tensor, points: Tensor, rows: Rows | None = None) -> Tensor:
         """Raw density and colour (N,4) with the restoration grid, looked up at world points (N,3).
 
-        Args: raw (N,4) of `raw_without_restoration` at the points. Raises: UsageError without such a grid.
+        Args: raw (N,4) of `raw_without_restoration` at the points; rows: `restoration_rows` of them, if at hand.
+        Raises: UsageError without such a grid.
         """
         if self.restoration is None:
             raise UsageError("This geometry has no restoration grid; set geometry.restoration_resolution.")
-        found = sample_planes(self._restoration_grid(), world_to_head(points)[None] / self.cfg.radius, reduce="sum")[0]
+        grid = self._restoration_grid()
+        if rows is None:
+            found = sample_planes(grid, world_to_head(points)[None] / self.cfg.radius, reduce="sum")[0]
+        else:
+            found = weighted_rows(rows, plane_table([grid]))
         if self.restoration_base is None:
             return raw + found
         density, colour = raw[:, :1] + found[:, :1], raw[:, 1:4] * (1 - found[:, 4:]) + found[:, 1:4]
@@ -321,10 +339,14 @@ class TriplaneGeometry(BaseImplicitGeometry):
         flat = points.reshape(-1, 3)
         out = dict(zip(("density", "features"), self.activated(self._raw(flat), flat)))
         if output_normal:
-            gradient = self._analytic_gradient if self.cfg.normal_type == "analytic" else self._difference_gradient
-            normal = -nn.functional.normalize(gradient(flat), dim=-1)
+            normal = self.normal(flat)
             out |= {"normal": normal, "shading_normal": normal}
         return {key: value.reshape(*points.shape[:-1], value.shape[-1]) for key, value in out.items()}
+
+    def normal(self, points: Tensor) -> Tensor:
+        """Unit normals (*N,3) at world points (*N,3), see `forward`; without density and colour."""
+        gradient = self._analytic_gradient if self.cfg.normal_type == "analytic" else self._difference_gradient
+        return -nn.functional.normalize(gradient(points.reshape(-1, 3)), dim=-1).view(points.shape)
 
     def _analytic_gradient(self, points: Tensor) -> Tensor:
         """Gradient of raw density without limits; detached.

@@ -18,6 +18,7 @@ from ..ops.cameras import head_to_world, project_points, world_to_head
 from ..ops.plane_layouts import PlaneFrame
 from ..ops.smoothstep import smoothstep
 from ..ops.triplane import (
+    PLANE_AXES,
     DecoderWeights,
     add_detail,
     colour_activation,
@@ -26,6 +27,7 @@ from ..ops.triplane import (
     sample_planes,
     voxel_centres,
 )
+from ..ops.triplane_gather import Rows, kept_tables, plane_rows, plane_table, weighted_rows
 from ..ops.volrend import (
     composite,
     importance_samples,
@@ -147,7 +149,9 @@ class RayCache:
     """Everything about the photo's rays that does not change during the detail stage; P pixels, K samples.
 
     Attributes: index (P,) flat pixel numbers; coords (P, K, 3) head frame over radius; raw (P, K, 4) decoder outputs;
-        t, deltas (P, K); opacity, depth (P, 1) of the prior through these very samples; near, far implied by deltas.
+        t, deltas (P, K); opacity, depth (P, 1) of the prior through these very samples; near, far implied by deltas;
+        reads: what the samples read in detail grids of `shape`, (P, K, rows); None on a GPU, which looks them up as
+        fast.
     """
 
     index: Tensor
@@ -157,14 +161,21 @@ class RayCache:
     deltas: Tensor
     opacity: Tensor
     depth: Tensor
+    reads: Rows | None
+    shape: tuple | None
 
 
 @torch.no_grad()
+@kept_tables()
 def build_cache(
     planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor,
     surface: FrontalSurface, keep: Tensor, samples: int, thickness: float, chunk: int = 8192,
+    shape: tuple | None = None,
 ) -> RayCache:
-    """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior has matter, one at its surface."""
+    """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior has matter, one at its surface.
+
+    Args: shape: (1, 1, 4, D, H, W) of the detail grids that will be shown, if known.
+    """
     index = keep.flatten().nonzero()[:, 0]
     near_surface = max(2, samples // 3)
     parts = []
@@ -190,7 +201,12 @@ def build_cache(
         density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:])
         _, opacity, depth, _ = composite(density, colour, t, deltas)
         parts.append((coords, raw, t, deltas, opacity, depth))
-    return RayCache(index, *(torch.cat(p) for p in zip(*parts)))
+    whole = [torch.cat(p) for p in zip(*parts)]
+    reads = None
+    if shape is not None and whole[0].device.type == "cpu":
+        rows = plane_rows([shape], whole[0].reshape(1, -1, 3), PLANE_AXES)
+        reads = Rows(*(x.view(*whole[0].shape[:2], x.shape[-1]) for x in rows))
+    return RayCache(index, *whole, reads, shape)
 
 
 def render_cached(cache: RayCache, rows: Tensor, grid: Tensor) -> tuple:
@@ -200,9 +216,13 @@ def render_cached(cache: RayCache, rows: Tensor, grid: Tensor) -> tuple:
         rows: (M,) rows of the cache; grid: (1, 1, 4, D, H, W), already gated.
     Returns: rgb (M, 3) premultiplied, opacity (M, 1), depth (M, 1).
     """
-    coords = cache.coords[rows]
-    extra = sample_planes(grid, coords.reshape(1, -1, 3), reduce="sum")[0].view(*coords.shape[:2], 4)
-    raw = add_detail(cache.raw[rows], extra)
+    base = cache.raw[rows]
+    if cache.reads is None or tuple(grid.shape) != cache.shape:
+        extra = sample_planes(grid, cache.coords[rows].reshape(1, -1, 3), reduce="sum")[0]
+    else:
+        reads = Rows(*(x[rows].flatten(0, 1) for x in cache.reads))
+        extra = weighted_rows(reads, plane_table([grid]))
+    raw = add_detail(base, extra.view(base.shape))
     density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
     rgb, opacity, depth, _ = composite(density, colour, cache.t[rows], cache.deltas[rows])
     return rgb, opacity, depth

@@ -248,7 +248,7 @@ class Inversion:
         keep = touched & (target.valid[0, 0] > 0)
         self.cache = build_cache(
             self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples,
-            c.detail_thickness,
+            c.detail_thickness, shape=(1, 1, 4, *shape),
         )  # fmt: skip
         self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True, device=self.device)
         self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long, device=self.device)

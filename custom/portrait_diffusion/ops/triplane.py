@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose
-from .triplane_gather import gather_planes
+from .triplane_gather import gather_planes, table_is_kept
 
 PLANE_AXES = ((0, 1, 2), (0, 2, 1), (2, 1, 0))
 EG3D_AXES = ((0, 1, 2), (0, 2, 1), (2, 0, 1))
@@ -152,8 +152,13 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
 
 
 def _gather_pays(levels: list[Tensor], coords: Tensor) -> bool:
-    """On a CPU, for many points (every call builds the table, of grids with all layers) and at least 16 channels."""
+    """On a CPU, for many points (a call builds the table, of grids with all layers) and at least 16 channels.
+
+    Where the table is kept, see `triplane_gather.kept_tables`, it pays much sooner.
+    """
     first = levels[0]
+    if first.device.type == "cpu" and coords.dtype == first.dtype == torch.float32 and table_is_kept(levels):
+        return coords.shape[1] >= 1024
     if first.ndim == 6 and 16 * coords.shape[1] < first[:, :, 0].numel():
         return False
     wide = first.dtype in (torch.float32, torch.float64) and coords.dtype == first.dtype

@@ -4,21 +4,44 @@ Twin of `ops.triplane.sample_planes` (same plane axes, `align_corners=False`, ze
 become rows of one table with the channels innermost; a point reads 4 rows a plane or 8 a grid in one call of
 ``embedding_bag``. On a CPU `grid_sample` walks through channels that lie far apart in memory and takes several times as
 long. Value and gradients, also those of the coordinates, agree with it.
+
+Rows and weights depend on the points alone, the table on the levels alone. Whoever asks at the same points again and
+again keeps the one (`plane_rows`), whoever asks the same levels in many parts the other (`kept_tables`).
 """
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+MOST = 8
+"""Tables kept at the same time; a body that makes new levels all the time must not fill the memory."""
+_tables: ContextVar[dict | None] = ContextVar("tables", default=None)
 
-def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Lower neighbour among size + 2 texels, zeros around, and the weights (...,2) of it and the next; int32."""
-    position = (((coordinate + 1) * size - 1) / 2).clamp(-1, size)
+
+class Rows(NamedTuple):
+    """Which rows of a table points read: index (B*N,K) int32, and with which weights (B*N,K)."""
+
+    index: Tensor
+    weight: Tensor
+
+
+def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First of two neighbouring texels, int32, and the weights of both; 0 for texels that do not exist."""
+    position = ((coordinate + 1) * (size / 2) - 0.5).clamp(-1, size)
     lower = position.detach().floor().clamp(max=size - 1)
     upper_weight = position - lower
-    return lower.int() + 1, torch.stack([1 - upper_weight, upper_weight], dim=-1)
+    lower_weight = 1 - upper_weight
+    first = lower.clamp(0, max(size - 2, 0))
+    off = lower - first  # -1 before the first texel, 1 after the last but one
+    between, before, after = (off == 0).to(off), off.clamp(max=0).neg(), off.clamp(min=0)
+    one = lower_weight * between + upper_weight * before
+    other = upper_weight * between + lower_weight * after
+    return first.int(), one, other if size > 1 else torch.zeros_like(other)
 
 
 class WeightedRows(torch.autograd.Function):
@@ -54,7 +77,85 @@ class WeightedRows(torch.autograd.Function):
         return None, of_table, of_weight
 
 
-def gather_planes(levels: list[Tensor], coords: Tensor, axes: tuple) -> Tensor:
+def weighted_rows(rows: Rows, table: Tensor) -> Tensor:
+    """Weighted sums (B*N,C) of rows of a table (R,C); once differentiable in weights and table."""
+    weight = rows.weight.to(table.dtype)
+    single = table.dtype in (torch.float32, torch.float64)
+    if table.device.type == "cpu" and single and table.requires_grad and torch.is_grad_enabled():
+        return WeightedRows.apply(rows.index, table, weight)
+    return F.embedding_bag(rows.index, table, mode="sum", per_sample_weights=weight)
+
+
+def plane_rows(shapes: Sequence[Sequence[int]], coords: Tensor, axes: tuple) -> Rows:
+    """Rows of the table of levels (`plane_table`) that points read.
+
+    Args:
+        shapes: of the levels, (B,P,C,H,W) or (B,P,C,D,H,W).
+        coords: (B,N,3) head frame over radius; the weights are differentiable in them.
+        axes: which coordinates each plane reads, see `ops.triplane`.
+    """
+    batch, points = coords.shape[:2]
+    apart = coords.movedim(-1, 0).flatten(1).contiguous()  # (3, B*N): long rows are what a CPU is fast with
+    known: dict = {}  # neighbours by (axis, size): planes share them
+    item = 0 if batch == 1 else torch.arange(batch, dtype=torch.int32, device=coords.device).repeat_interleave(points)
+    indices, weights, start = [], [], 0
+    for shape in shapes:
+        sizes = shape[3:] if len(shape) == 5 or shape[3] > 1 else shape[4:]  # [D,] H, W
+        cells = torch.Size(sizes).numel()
+        for plane in range(shape[1]):
+            lowest, step = item * (shape[1] * cells), cells
+            offsets, shares = [start + plane * cells], [None]
+            for axis, size in zip(reversed(axes[plane][: len(sizes)]), sizes):
+                step //= size
+                if (axis, size) not in known:
+                    known[axis, size] = _neighbours(apart[axis], size)
+                first, *pair = known[axis, size]
+                lowest = lowest + first * step
+                offsets = [offset + further for offset in offsets for further in (0, step if size > 1 else 0)]
+                shares = [part if share is None else share * part for share in shares for part in pair]
+            indices += [lowest + offset for offset in offsets]
+            weights += shares
+        start += batch * shape[1] * cells
+    return Rows(*(torch.stack(parts).t().contiguous() for parts in (indices, weights)))
+
+
+def plane_table(levels: Sequence[Tensor]) -> Tensor:
+    """All texels of levels as rows (R,C): batch, plane, layer, row, column of the first level, then of the next."""
+    if not table_is_kept(levels):
+        return _built(levels)
+    kept = _tables.get()
+    key = tuple(id(level) for level in levels)
+    if key not in kept:
+        if len(kept) >= MOST:
+            kept.clear()
+        kept[key] = _built(levels), tuple(levels)  # held, so that no other tensor gets their ids
+    return kept[key][0]
+
+
+def table_is_kept(levels: Sequence[Tensor]) -> bool:
+    """Whether the table of these levels is built at most once, see `kept_tables`."""
+    changing = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
+    return _tables.get() is not None and not changing
+
+
+def _built(levels: Sequence[Tensor]) -> Tensor:
+    return torch.cat([plane.flatten(1).t() for level in levels for plane in level.flatten(0, 1)])
+
+
+@contextmanager
+def kept_tables() -> Iterator[None]:
+    """Levels that need no gradients are made a table once while the body runs, which must not change them."""
+    if _tables.get() is not None:
+        yield
+        return
+    token = _tables.set({})
+    try:
+        yield
+    finally:
+        _tables.reset(token)
+
+
+def gather_planes(levels: Sequence[Tensor], coords: Tensor, axes: tuple) -> Tensor:
     """Sum of the look-ups in all planes of all levels.
 
     Args:
@@ -64,39 +165,5 @@ def gather_planes(levels: list[Tensor], coords: Tensor, axes: tuple) -> Tensor:
 
     Returns: (B,N,C). Once differentiable in levels and coords.
     """
-    batch, channels = coords.shape[0], levels[0].shape[2]
-    known: dict = {}  # neighbours by (axis, size): planes share them
-    tables, indices, weights, start = [], [], [], 0
-    for level in levels:
-        if level.ndim == 6 and level.shape[3] == 1:
-            level = level[:, :, :, 0]
-        sizes = level.shape[3:]  # [D,] H, W
-        padded = F.pad(level, (1, 1) * len(sizes)).movedim(2, -1)  # (B,P,[D+2,] H+2, W+2, C)
-        tables.append(padded.reshape(-1, channels))
-        cells = padded.shape[2:-1].numel()
-        steps = [padded.shape[3 + k : -1].numel() for k in range(len(sizes))]
-        offsets = torch.zeros(1, dtype=torch.int32, device=level.device)
-        for step in steps:
-            pair = torch.arange(0, 2 * step, step, dtype=torch.int32, device=level.device)
-            offsets = (offsets[:, None] + pair).flatten()
-        first = start + torch.arange(batch, dtype=torch.int32, device=level.device)[:, None] * (level.shape[1] * cells)
-        for plane in range(level.shape[1]):
-            lowest, weight = first + plane * cells, None
-            for axis, size, step in zip(reversed(axes[plane][: len(sizes)]), sizes, steps):
-                if (axis, size) not in known:
-                    known[axis, size] = _neighbours(coords[..., axis], size)
-                lower, pair = known[axis, size]
-                lowest = lowest + lower * step
-                weight = pair if weight is None else (weight[..., :, None] * pair[..., None, :]).flatten(-2)
-            indices.append(lowest[..., None] + offsets)
-            weights.append(weight)
-        start += tables[-1].shape[0]
-    index, weight = (torch.cat(parts, dim=-1).flatten(0, 1) for parts in (indices, weights))
-    table = torch.cat(tables) if len(tables) > 1 else tables[0]
-    weight = weight.to(table.dtype)
-    single = table.dtype in (torch.float32, torch.float64)
-    if table.device.type == "cpu" and single and table.requires_grad and torch.is_grad_enabled():
-        out = WeightedRows.apply(index, table, weight)
-    else:
-        out = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
-    return out.view(batch, -1, channels)
+    rows = plane_rows([level.shape for level in levels], coords, axes)
+    return weighted_rows(rows, plane_table(levels)).view(*coords.shape[:2], -1)

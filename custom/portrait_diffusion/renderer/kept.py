@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..ops.triplane_gather import Rows, kept_tables
 from ..ops.volrend import composite
 from .plain import PlainColour, WhiteBackground
 
+PART = 49152
+"""Points that the field is asked for at a time on a CPU: as many as its caches hold."""
 MARGIN = 1 / 32
 """Pixels this near (share of the image's side) to ones that show something are rendered: the head may grow there."""
 
@@ -25,6 +28,7 @@ class KeptRays:
         size: (H, W).
         index: (P,) flat pixel numbers.
         points: (P, S, 3) world space.
+        rows: what the P * S points read in the restoration grid; None on a GPU, which looks them up as fast.
         raw: (P, S, 4) raw density and colour without the restoration grid.
         t, deltas: (P, S) distances and interval lengths, scene units.
     """
@@ -32,6 +36,7 @@ class KeptRays:
     size: tuple[int, int]
     index: Tensor
     points: Tensor
+    rows: Rows | None
     raw: Tensor
     t: Tensor
     deltas: Tensor
@@ -62,6 +67,7 @@ def check_keeps(geometry, renderer) -> None:
 
 
 @torch.no_grad()
+@kept_tables()
 def keep_rays(geometry, renderer, rays_o: Tensor, rays_d: Tensor) -> list[KeptRays]:
     """Samples of views at the places that the head without its restoration grid asks for.
 
@@ -82,10 +88,11 @@ def keep_rays(geometry, renderer, rays_o: Tensor, rays_d: Tensor) -> list[KeptRa
         index = near[k].nonzero()[:, 0]
         o, d = rays_o[k].reshape(-1, 3)[index], rays_d[k].reshape(-1, 3)[index]
         points = o[:, None] + t[k, index, :, None] * d[:, None]
-        parts = points.view(-1, 3).split(geometry.cfg.isosurface_chunk)
+        parts = points.view(-1, 3).split(PART if points.device.type == "cpu" else geometry.cfg.isosurface_chunk)
         raw = torch.cat([geometry.raw_without_restoration(part) for part in parts])[:, :4]
         raw = raw.view(*points.shape[:2], 4)
-        views.append(KeptRays((height, width), index, points, raw, t[k, index], deltas[k, index]))
+        rows = geometry.restoration_rows(points.view(-1, 3)) if points.device.type == "cpu" else None
+        views.append(KeptRays((height, width), index, points, rows, raw, t[k, index], deltas[k, index]))
     return views
 
 
@@ -95,7 +102,10 @@ def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
     Returns: comp_rgb, comp_rgb_fg (B,H,W,3), opacity, depth (B,H,W,1), as the renderer's.
     """
     points = torch.cat([view.points.reshape(-1, 3) for view in views])
-    raw = geometry.restored(torch.cat([view.raw.reshape(-1, 4) for view in views]), points)
+    rows = None
+    if all(view.rows is not None for view in views):
+        rows = Rows(*(torch.cat(parts) for parts in zip(*(view.rows for view in views))))
+    raw = geometry.restored(torch.cat([view.raw.reshape(-1, 4) for view in views]), points, rows)
     density, colour = geometry.activated(raw, points)
     t, deltas = (torch.cat([getattr(view, name) for view in views]) for name in ("t", "deltas"))
     marched = composite(density.view(*t.shape, 1), colour.view(*t.shape, 3), t, deltas)[:3]

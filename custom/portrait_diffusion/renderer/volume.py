@@ -11,8 +11,9 @@ from ..errors import UsageError
 from ..host import VolumeRenderer, register
 from ..ops.backends import IMPLEMENTATIONS
 from ..ops.cameras import BOX_RADIUS, get_rays
-from ..ops.occupancy import SEEN, density_grid, guided_samples, sees_matter
+from ..ops.occupancy import SEEN, density_grid, guided_samples, sees_matter, widened
 from ..ops.occupancy_nerfacc import marched_samples
+from ..ops.triplane_gather import kept_tables
 from ..ops.volrend import OPACITY_EPS, RandomSource, ray_cylinder, render_rays, uniform
 from .graphs import GraphedFunction, Tensors
 
@@ -100,7 +101,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
         super().configure(*args, **kwargs)
         edge = self.cfg.occupancy_resolution
         self.register_buffer("occupancy", torch.zeros(edge, edge, edge) if edge else None)
-        self._stale, self._known = True, (None, None)
+        self._stale, self._known = True, (None, None, None)  # version, grid, the same widened
         self._graphed = GraphedFunction(self._render_with)
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_stale", False))
 
@@ -124,7 +125,8 @@ class PortraitVolumeRenderer(VolumeRenderer):
         tensors = (*self.geometry.parameters(), *self.geometry.buffers())
         version = [(id(x), 0 if x.is_inference() else x._version) for x in tensors]
         if self._known[0] != version:
-            self._known = version, now()
+            grid = now()
+            self._known = version, grid, widened(grid)
         return self._known[1]
 
     def forward(
@@ -179,7 +181,11 @@ class PortraitVolumeRenderer(VolumeRenderer):
         self, rays_o: Tensor, rays_d: Tensor, bg_color: Tensor | None = None, normals: bool = True
     ) -> dict[str, Tensor]:
         """As `render`, of given rays (B,H,W,3); without ``comp_normal``, for a fraction of the cost, if not normals."""
-        return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=normals)
+        training, self.training = self.training, False  # this module's own alone
+        try:
+            return self._images(rays_o, rays_d, None, bg_color, None, self._chunk(rays_o), normals=normals)
+        finally:
+            self.training = training
 
     @torch.no_grad()
     def sample_places(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,12 +199,12 @@ class PortraitVolumeRenderer(VolumeRenderer):
         if c.occupancy_resolution:
             like = next(self.geometry.parameters())
             grid = density_grid(self.geometry.forward_density, c.radius, c.occupancy_resolution, like)
-            sample = guided_samples(grid, c.radius, c.num_importance_samples)
+            sample, wide = guided_samples(grid, c.radius, c.num_importance_samples), widened(grid)
 
             def places(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 near, far, _ = ray_cylinder(o, d, c.radius)
                 t, edges = sample(o, d, near, far)
-                return t, edges[..., 1:] - edges[..., :-1], sees_matter(grid, o, d, c.radius)
+                return t, edges[..., 1:] - edges[..., :-1], sees_matter(wide, o, d, c.radius)
         else:
 
             def places(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -300,7 +306,7 @@ class PortraitVolumeRenderer(VolumeRenderer):
             samples = marched_samples(grid, c.radius, c.num_marching_steps, self.training, generator)
         else:
             samples = guided_samples(grid, c.radius, c.num_importance_samples, generator, c.implementation)
-        return samples, None if self.training else ~sees_matter(grid, rays_o, rays_d, c.radius)
+        return samples, None if self.training else ~sees_matter(self._known[2], rays_o, rays_d, c.radius)
 
     def _surface_normals(self, rays_o: Tensor, rays_d: Tensor, out: dict[str, Tensor]) -> Tensor:
         """(n + 1) / 2 * opacity at the expected depth; 0 for rays that see nothing."""
@@ -308,10 +314,12 @@ class PortraitVolumeRenderer(VolumeRenderer):
         points = (rays_o + out["depth"] * rays_d)[seen]
         image = torch.zeros_like(rays_o)
         if len(points):
-            normal = self.geometry(points, output_normal=True)["normal"].to(image)
-            image = image.masked_scatter(seen[..., None], (normal + 1) / 2)
+            alone = getattr(self.geometry, "normal", None)  # ours; others' come with density and features
+            normal = self.geometry(points, output_normal=True)["normal"] if alone is None else alone(points)
+            image = image.masked_scatter(seen[..., None], (normal.to(image) + 1) / 2)
         return image * out["opacity"]
 
+    @kept_tables()
     def _images(self, rays_o, rays_d, light_positions, bg_color, generator, chunk, normals) -> dict[str, Tensor]:
         batch, height, width = rays_o.shape[:3]
         rays = (rays_o.reshape(batch, -1, 3), rays_d.reshape(batch, -1, 3))
