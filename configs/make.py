@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
             "system.guidance": {},
             "system.renderer.num_samples_per_ray": 24,
             "system.renderer.num_importance_samples": 24,
+            "system.renderer.occupancy_resolution": 64,
             "system.exporter": {
                 "render_size": 128, "view_azimuths_deg": [0, 90, 180, -90], "view_elevations_deg": [0],
                 "mesh": {"resolution": 112, "target_faces": 8000}, "bake": {"texture_size": 512},

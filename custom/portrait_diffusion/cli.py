@@ -245,7 +245,7 @@ def make_head(pipeline, image: Path, out: Path, progress: Quiet, command: Sequen
 
     def tell_step(name: str, done: int, total: int, values: dict) -> None:
         tell(name, done, total, values)
-        if name not in ("photo", "preview"):
+        if name not in ("photo", "preview", "paint"):
             ctrl_c.check(done, total)
 
     again = shlex.join(command)
@@ -402,6 +402,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def smaller_setting(stage: str, config) -> str:
     """Overrides that halve what takes the memory in a stage, as text for the command line."""
+    from .systems.stages import Schedule
+
     fit, export = config.system.inversion, config.system.exporter
     settings = {
         "photo": {"data.size": max(64, config.data.size // 2)},
@@ -423,6 +425,11 @@ def smaller_setting(stage: str, config) -> str:
             "system.published_fit.ray_chunk": max(64, published.ray_chunk // 2),
             "system.published_fit.size": max(32, published.size // 2),
         }
+    for name, part in Schedule(config.system.stages).stages.items():
+        counts = {key: getattr(part, key) // 2 for key in ("views", "painted") if getattr(part, key) > 1}
+        settings[name] = {f"system.stages.{name}.{key}": count for key, count in counts.items()} or settings["export"]
+        if part.painted:
+            before.setdefault("paint", name)
     chosen = settings.get(before.get(stage, stage), settings["export"])
     return " ".join(f"{key}={value}" for key, value in chosen.items())
 

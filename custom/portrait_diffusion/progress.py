@@ -11,6 +11,7 @@ LABELS = {
     "latent": "fit the head",
     "detail": "add the photo's detail",
     "tuning": "tune the head to the photo",
+    "paint": "paint what is unseen",
     "mesh": "extract the mesh",
     "views": "render views",
     "turntable": "render the turntable",

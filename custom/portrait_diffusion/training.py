@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def run_stages(
         photo: `photo.prepare.PreparedPhoto`.
         seed: of cameras and renders.
         checkpoint: file to resume from and to write to; None keeps nothing.
-        tell: tell(stage, done, total, values); may raise `Stopped`, which ends the run in order.
+        tell: tell(stage, done, total, values); may raise `Stopped`, which ends the run in order, but not in the stage
+            "paint": the look around of a step.
         look: look(stage, done, system) after each step.
     Returns: the system with the head, the losses of every step of this run by name, and whether it was stopped.
     Raises: KeyboardInterrupt when interrupted; the checkpoint stays.
@@ -80,6 +82,7 @@ def run_stages(
     data = PortraitDataModule({"stages": section["stages"], "seed": seed})
     data.use_photo(photo)
     device = torch.device(system.geometry.device)
+    system.on_paint = lambda done, total: total and tell("paint", done, total, {})
     report = Report(tell, checkpoint, look)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -90,7 +93,9 @@ def run_stages(
     )  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(system, datamodule=data, ckpt_path=str(checkpoint) if resumed else None, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+            trainer.fit(system, datamodule=data, ckpt_path=str(checkpoint) if resumed else None, weights_only=True)
     except SystemExit as exit_of_lightning:  # it answers an interruption itself, and ignores further ones
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from exit_of_lightning

@@ -195,6 +195,20 @@ def test_another_runtime_error_is_not_called_lack_of_memory(tmp_path):
         make(FakePipeline(fail), tmp_path)
 
 
+def test_smaller_settings_of_stages_are_smaller():
+    """Also of the look around in one, and of a stage with one view."""
+    config, _ = load_pipeline_config(INIT.with_name("portrait-mini.yaml"), [])
+    before = config.system.stages["restore"]
+    for stage in ("restore", "paint"):
+        smaller, _ = load_pipeline_config(
+            INIT.with_name("portrait-mini.yaml"), cli.smaller_setting(stage, config).split()
+        )
+        after = smaller.system.stages["restore"]
+        assert after["painted"] == before["painted"] // 2
+    config, _ = load_pipeline_config(INIT, ["system.stages.refine={steps: 5, views: 1}"])
+    assert "mesh.resolution" in cli.smaller_setting("refine", config)
+
+
 @pytest.mark.parametrize(("stage", "prior"), [
     *((stage, []) for stage in ("photo", "preview", "latent", "detail", "mesh", "glb", "views", "metrics")),
     *((stage, PANOHEAD) for stage in ("preview", "latent", "tuning", "mesh")),

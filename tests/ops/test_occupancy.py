@@ -89,6 +89,18 @@ def test_rays_that_see_nothing_are_told_apart():
     assert seen[opaque].all() and not seen[off > 0.2 + 0.1].any()
 
 
+def test_no_ray_through_an_occupied_cell_is_overlooked():
+    """One cell of a grid at a time, and rays from all around through random places in it."""
+    generator, edge = torch.Generator().manual_seed(0), 24
+    for cell in torch.randint(5, edge - 5, (40, 3), generator=generator).tolist():
+        grid = torch.zeros(edge, edge, edge, dtype=LIKE.dtype)
+        grid[tuple(cell)] = 1.0
+        inside = torch.rand(500, 3, generator=generator, dtype=LIKE.dtype)
+        target = ((inside + torch.tensor(cell[::-1])) / edge * 2 - 1) * RADIUS
+        away = torch.nn.functional.normalize(torch.randn(500, 3, generator=generator, dtype=LIKE.dtype), dim=-1)
+        assert oc.sees_matter(oc.widened(grid), target - 3 * away, away, RADIUS).all()
+
+
 def test_an_eighth_of_96_samples_a_ray_keeps_the_picture_to_60_db():
     rays_o, rays_d = rays()
     grid = oc.density_grid(ball_density, RADIUS, 64, LIKE)

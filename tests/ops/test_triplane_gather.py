@@ -2,6 +2,7 @@
 import pytest
 import torch
 from portrait_diffusion.ops import triplane as tp
+from portrait_diffusion.ops import triplane_gather as tg
 
 F64 = torch.float64
 
@@ -23,7 +24,7 @@ def points(count: int, batch: int = 2, dtype=F64) -> torch.Tensor:
 LEVELS = {
     "planes": [(3, 4, 8, 8)], "not square": [(3, 4, 6, 10)], "grid": [(3, 4, 5, 8, 8)],
     "one layer": [(3, 4, 1, 8, 8)], "frontal plane": [(1, 4, 8, 8)],
-    "pyramid": [(3, 4, 8, 8), (3, 4, 2, 4, 4), (1, 4, 2, 16, 16)],
+    "pyramid": [(3, 4, 8, 8), (3, 4, 2, 4, 4), (1, 4, 2, 16, 16)], "one row": [(3, 4, 1, 8), (1, 4, 3, 2, 1)],
 }  # fmt: skip
 
 
@@ -73,3 +74,68 @@ def test_auto_takes_it_for_many_points_and_rounds_alike():
 def test_unknown_implementations_are_named():
     with pytest.raises(ValueError, match="implementation must be one of auto, torch, gather, triton, got 'magic'"):
         tp.sample_planes(pyramid((3, 4, 8, 8)), points(5), implementation="magic")
+
+
+def test_rows_of_points_serve_any_levels_of_their_shapes():
+    first, second = (pyramid((3, 4, 8, 8), (1, 4, 2, 4, 6), dtype=torch.float32) for _ in range(2))
+    second = [level + 1 for level in second]
+    coords = points(50, dtype=torch.float32)
+    rows = tg.plane_rows([level.shape for level in first], coords, tp.PLANE_AXES)
+    for levels in (first, second):
+        found = tg.weighted_rows(rows, tg.plane_table(levels)).view(2, 50, 4)
+        torch.testing.assert_close(found, tp.sample_planes(levels, coords, "sum", implementation="torch"))
+
+
+@pytest.fixture
+def built(monkeypatch) -> list:
+    """Levels of which tables have been built."""
+    calls, build = [], tg._built
+    monkeypatch.setattr(tg, "_built", lambda levels: calls.append(levels) or build(levels))
+    return calls
+
+
+def test_tables_are_built_once_while_they_are_kept_and_anew_after(built):
+    levels = pyramid((3, 4, 8, 8))
+    with tg.kept_tables():
+        table = tg.plane_table(levels)
+        with tg.kept_tables():
+            assert tg.plane_table(list(levels)) is table and tg.table_is_kept(levels)
+        assert tg.plane_table(levels) is table and len(built) == 1
+    levels[0].mul_(2)
+    assert not tg.table_is_kept(levels) and torch.equal(tg.plane_table(levels), 2 * table)
+    with pytest.raises(KeyError), tg.kept_tables():
+        raise KeyError
+    assert not tg.table_is_kept(levels), "also after an error"
+    with tg.kept_tables():
+        assert torch.equal(tg.plane_table(levels), 2 * table), "not what was kept before"
+
+
+def test_levels_that_take_gradients_are_read_anew(built):
+    (level,) = pyramid((3, 4, 8, 8))
+    level.requires_grad_(True)
+    with tg.kept_tables():
+        for _ in range(2):
+            tg.plane_table([level]).sum().backward()
+            assert torch.equal(level.grad, torch.ones_like(level))
+            level.grad = None
+        with torch.no_grad():
+            assert tg.plane_table([level]) is tg.plane_table([level])
+    assert len(built) == 3
+
+
+def test_kept_tables_do_not_fill_the_memory(built):
+    with tg.kept_tables():
+        for k in range(3 * tg.MOST):
+            tg.plane_table([torch.full((1, 3, 4, 8, 8), float(k))])
+            assert len(tg._tables.get()) <= tg.MOST
+    assert len(built) == 3 * tg.MOST
+
+
+def test_auto_takes_kept_tables_for_few_points_and_channels():
+    grid = pyramid((1, 4, 6, 8, 8), batch=1, dtype=torch.float32)
+    coords = points(1024, 1, torch.float32)
+    assert not tp._gather_pays(grid, coords)
+    reference = tp.sample_planes(grid, coords, "sum", implementation="torch")
+    with tg.kept_tables():
+        assert tp._gather_pays(grid, coords) and not tp._gather_pays(grid, coords[:, :1023])
+        torch.testing.assert_close(tp.sample_planes(grid, coords, "sum"), reference, rtol=1e-5, atol=2e-6)

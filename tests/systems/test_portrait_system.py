@@ -9,6 +9,7 @@ from pathlib import Path  # noqa: E402
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.data.portrait import PortraitDataModule, camera_batch  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
+from portrait_diffusion.geometry.triplane import TriplaneGeometry  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.noise.transport import latent_depth  # noqa: E402
@@ -172,6 +173,7 @@ def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tm
     """Cameras, noise, known and painted views, anchors: 4 steps and 2 more are 6, though views_every is 3 and not 4."""
     noise = {"azimuths": [-60, 0, 60], "elevations": [0], "resample_every": 2} if sampler == "mvnrs" else {}
     stages = {name: stage | {"views_every": 3, "painted": painted} for name, stage in STAGES.items()}
+    stages["restore"]["remove_floaters"] = True
     if painted:
         stages["refine"] = stages["refine"] | {"loss": {"lambda_painted": 1.0}, "reference_every": 3}
         stages["refine"]["keep_samples"] = kept
@@ -191,6 +193,19 @@ def test_resuming_equals_going_on_bit_for_bit(data, model, head, monkeypatch, tm
     fit(second, data, 6, checkpoint=str(tmp_path / "four.ckpt"))
     assert torch.equal(whole.geometry.restoration, second.geometry.restoration)
     assert float((whole.geometry.restoration - first.geometry.restoration).abs().max()) > 0
+
+
+def test_floaters_go_with_the_last_step_of_the_stage_that_says_so(data, model, head, monkeypatch):
+    """Once, before the checkpoint of that step can be written."""
+    seen = []
+    monkeypatch.setattr(TriplaneGeometry, "remove_floaters", lambda geometry: seen.append(system.global_step))
+    stages = {name: stage | {"remove_floaters": name == "restore"} for name, stage in STAGES.items()}
+    system = make(model, stages)
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    fit(system, data, system.schedule.total)
+    assert seen == [STAGES["restore"]["steps"] - 1], "global steps count after the step"
+    with pytest.raises(UsageError, match="system.stages.restore: remove_floaters must be true or false; got 1."):
+        make(model, {"restore": {"steps": 1, "resolution": [16], "remove_floaters": 1}})
 
 
 def test_the_head_is_fitted_to_what_is_painted(data, model, head, monkeypatch):

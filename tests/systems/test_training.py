@@ -49,6 +49,18 @@ def pipeline(model, prior, stages=STAGES, **changes) -> PortraitPipeline:
     return PortraitPipeline.from_config({"name": "staged", "data": data, "system": system})
 
 
+def test_a_look_around_is_told_before_the_step_that_waits_for_it(model, prior, recwarn):
+    """With its own begin and end, so that the stage's remaining time is that of its steps."""
+    stage = {"steps": 2, "resolution": [16], "views_every": 1, "reference_every": 0, "painted": 2, "paint_steps": 1,
+             "loss": {"lambda_painted": 1.0}}  # fmt: skip
+    seen = []
+    pipeline(model, prior, {"restore": stage}).run(PHOTO, None, lambda *report: seen.append(report[:3]))
+    told = [report for report in seen if report[0] in ("restore", "paint")]
+    around = [("paint", 0, 2), ("paint", 2, 2)]
+    assert told == [*around, ("restore", 1, 2), *around, ("restore", 2, 2)]
+    assert not [w for w in recwarn if "LeafSpec" in str(w.message)], "Lightning's own affairs"
+
+
 def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(model, prior, tmp_path, monkeypatch):
     seen = []
     whole = pipeline(model, prior).run(PHOTO, tmp_path / "whole", lambda *report: seen.append(report[:3]))

@@ -22,8 +22,9 @@ from ..ops.triplane import (
     sample_planes,
     voxel_centres,
 )
-from ..ops.triplane_gather import Rows, plane_rows, plane_table, weighted_rows
+from ..ops.triplane_gather import Rows, kept_tables, plane_rows, plane_table, weighted_rows
 from ..ops.volrend import inside_cylinder
+from .floaters import outside_the_body
 
 MATTER = 0.05
 """Share of the light that a voxel must stop to count as matter to which `restoration_reach` is measured."""
@@ -289,10 +290,8 @@ class TriplaneGeometry(BaseImplicitGeometry):
         if self.restoration_base is not None or self.restoration_room is not None:
             from scipy.ndimage import distance_transform_edt, gaussian_filter  # not needed to name the settings
 
-            edge, radius = self.cfg.restoration_resolution, self.cfg.radius
-            points, voxel = head_to_world(voxel_centres((edge, edge, edge), radius, gate.device)), 2 * radius / edge
-            raw = torch.cat([self._raw(part) for part in points.split(self.cfg.isosurface_chunk)])
-            stopped = -torch.expm1(-self.frame.density(raw[:, :1], world_to_head(points)) * voxel)
+            edge = self.cfg.restoration_resolution
+            raw, stopped, voxel = self._voxels()
         if self.restoration_base is not None:
             share = stopped + 1e-4
             seen = torch.cat([raw[:, 1:4].clamp(-6, 6) * share, share], dim=1).t().view(1, 4, edge, edge, edge)
@@ -305,6 +304,33 @@ class TriplaneGeometry(BaseImplicitGeometry):
             room = (1 - (away - self.cfg.restoration_reach) / voxel).clamp(0, 1)
             self.restoration_room.copy_(room.to(gate).expand_as(gate))
         self.restoration_gate.copy_(gate)
+
+    def _voxels(self) -> tuple[Tensor, Tensor, float]:
+        """Raw values (R^3,4) at the restoration grid's voxels, shares of light they stop (R^3,1), and their edge."""
+        edge, radius = self.cfg.restoration_resolution, self.cfg.radius
+        points = head_to_world(voxel_centres((edge, edge, edge), radius, self.restoration.device))
+        voxel = 2 * radius / edge
+        with torch.no_grad(), kept_tables():
+            raw = torch.cat([self._raw(part) for part in points.split(self.cfg.isosurface_chunk)])
+            return raw, -torch.expm1(-self._density(raw[:, :1], points) * voxel), voxel
+
+    @torch.no_grad()
+    def remove_floaters(self) -> int:
+        """Take away what hangs in the air: the restoration grid's raw density is at most -1, times its gain, there.
+
+        Where is said by `floaters.outside_the_body`, at the grid's voxels. Where the gate is not quite open nothing
+        changes, nor does it without matter or without such a grid.
+
+        Returns: voxels that had more.
+        """
+        if self.restoration is None:
+            return 0
+        edge = self.cfg.restoration_resolution
+        outside = outside_the_body(self._voxels()[1].view(edge, edge, edge).cpu().numpy())
+        density = self.restoration[:, :, 0]
+        more = torch.from_numpy(outside).to(density.device) & (self.restoration_gate[:, :, 0] > 0.99) & (density > -1)
+        density.masked_fill_(more, -1.0)
+        return int(more.sum())
 
     @contextmanager
     def without_restoration(self) -> Iterator[None]:

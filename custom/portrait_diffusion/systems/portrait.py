@@ -95,6 +95,7 @@ class PortraitSystem(BaseLift3DSystem):
         self._perceptual = None
         self._known_at: tuple | None = None
         self._painted: Painted | None = None
+        self.on_paint: Callable[[int, int], None] = lambda done, total: None  # a look around takes long
         self._kept: dict[tuple, list[KeptRays]] = {}
         self._saved: dict | None = None
         self._fit: Inversion | None = None
@@ -241,6 +242,15 @@ class PortraitSystem(BaseLift3DSystem):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in changed)
         return found
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Also the end of a stage, which belongs to its last step: the checkpoint that follows holds it."""
+        place = self.schedule.at(self.true_global_step)
+        super().optimizer_step(*args, **kwargs)
+        if place.stage.remove_floaters and place.step + 1 == place.stage.steps:
+            if not hasattr(self.geometry, "remove_floaters"):
+                raise UsageError("remove_floaters needs portrait-diffusion-triplane; set it to false.")
+            self.geometry.remove_floaters()
 
     def preprocess_data(self, batch: Any, stage: str) -> None:
         """Training cameras are those of this very step, so that a resumed run sees what an uninterrupted one would."""
@@ -393,12 +403,14 @@ class PortraitSystem(BaseLift3DSystem):
             return
         first = self._known_at is None and hasattr(self.geometry, "without_restoration")
         self._known_at = turn
+        self.on_paint(0, stage.painted)
         with self.geometry.without_restoration() if first else nullcontext():  # sharp, as the initialization left it
             if hasattr(guidance, "set_views"):
                 guidance.set_views(self.known_views(stage.known_azimuths, guidance.model.image_size))
             self._give_geometry()
             self._painted = self._paint(stage, turn[1]) if stage.painted else None
             self._kept = {key: views for key, views in self._kept.items() if key[0] != "painted"}
+        self.on_paint(stage.painted, stage.painted)
 
     def _give_geometry(self) -> None:
         """The head's depth for a noise sampler that asks for it, once."""

@@ -54,6 +54,8 @@ class StageConfig:
     keep_samples: bool = False
     """Photo and painted views keep where they are sampled and what planes, decoder and detail say there, so that a step
     costs a look-up in the restoration grid: several times faster, for optimizers that change that grid alone."""
+    remove_floaters: bool = False
+    """After the last step dust and shreds beside the head are taken away, where the photo does not show them."""
     known_azimuths: list = field(default_factory=lambda: [90.0, -90.0, 180.0])
     """Azimuths of renders that the guidance knows beside the photo, degrees."""
     loss: dict = field(default_factory=dict)
@@ -66,8 +68,9 @@ class StageConfig:
                           ("paint_steps", 1)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
-        if not isinstance(self.keep_samples, bool):
-            raise UsageError(f"keep_samples must be true or false; got {self.keep_samples!r}.")
+        for name in ("keep_samples", "remove_floaters"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false; got {getattr(self, name)!r}.")
         if self.keep_samples and not self.painted:
             raise UsageError("keep_samples is for stages with painted views; set painted, or keep_samples: false.")
         if len(self.milestones) != len(self.resolution) - 1 or list(self.milestones) != sorted(self.milestones):
