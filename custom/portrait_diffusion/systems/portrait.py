@@ -324,14 +324,17 @@ class PortraitSystem(BaseLift3DSystem):
         size = place.stage.resolution_at(place.step)
         batch = camera_batch(painted.azimuth[rows], painted.elevation[rows], size)
         if place.stage.keep_samples:
-            kept = self._kept_views(
-                ("painted", size), lambda: camera_batch(painted.azimuth, painted.elevation, size)
-            )
+            kept = self._kept_painted(size)
             out = render_kept(self.geometry, [kept[row] for row in rows])
         else:
             out = self(batch)
         perceptual = self._perceptual if self._weight(place, "painted_perceptual") else None
         return painting_losses(out["comp_rgb"], painted.rgb[rows], perceptual), out, batch
+
+    def _kept_painted(self, size: int) -> list[KeptRays]:
+        """The painted views at a resolution as `keep_samples` shows them."""
+        views = self._painted
+        return self._kept_views(("painted", size), lambda: camera_batch(views.azimuth, views.elevation, size))
 
     def _kept_views(self, key: tuple, rays: Callable[[], dict[str, Any]]) -> list[KeptRays]:
         """Views of rays_o, rays_d (B,H,W,3) as `keep_samples` shows them, found once; painted ones until a new look."""
@@ -410,6 +413,8 @@ class PortraitSystem(BaseLift3DSystem):
             self._give_geometry()
             self._painted = self._paint(stage, turn[1]) if stage.painted else None
             self._kept = {key: views for key, views in self._kept.items() if key[0] != "painted"}
+        if stage.painted and stage.keep_samples:
+            self._kept_painted(stage.resolution_at(place.step))
         self.on_paint(stage.painted, stage.painted)
 
     def _give_geometry(self) -> None:
