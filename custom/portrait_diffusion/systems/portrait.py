@@ -90,6 +90,9 @@ class PortraitSystem(BaseLift3DSystem):
         if self.cfg.renderer_type == OWN_RENDERER:  # HPDM is told of the render's geometry, normals included
             self.cfg.renderer = {"return_normals": True} | plain["renderer"]
         super().configure()
+        cleans = any(stage.remove_floaters for stage in self.schedule.stages.values())
+        if cleans and not hasattr(self.geometry, "remove_floaters"):
+            raise UsageError("remove_floaters needs portrait-diffusion-triplane; set it to false.")
         self.photo_camera = PhotoCamera().requires_grad_(False)
         self._target: Target | None = None
         self._perceptual = None
@@ -248,8 +251,6 @@ class PortraitSystem(BaseLift3DSystem):
         place = self.schedule.at(self.true_global_step)
         super().optimizer_step(*args, **kwargs)
         if place.stage.remove_floaters and place.step + 1 == place.stage.steps:
-            if not hasattr(self.geometry, "remove_floaters"):
-                raise UsageError("remove_floaters needs portrait-diffusion-triplane; set it to false.")
             self.geometry.remove_floaters()
 
     def preprocess_data(self, batch: Any, stage: str) -> None:
