@@ -123,11 +123,38 @@ def test_levels_that_take_gradients_are_read_anew(built):
     assert len(built) == 3
 
 
+def test_one_pass_may_share_a_table_that_takes_gradients(built):
+    """Two look-ups of one table give the levels the gradients of two tables; a body without gradients has its own."""
+    levels = [level.requires_grad_(True) for level in pyramid((3, 4, 8, 8), (1, 4, 2, 6, 6))]
+    first, second = points(40, 2, torch.float64), points(30, 2, torch.float64)
+
+    def total() -> torch.Tensor:
+        looks = (tp.sample_planes(levels, c, "sum", implementation="gather") for c in (first, second))
+        return sum(look.pow(2).sum() for look in looks)
+
+    apart = torch.autograd.grad(total(), levels)
+    assert len(built) == 2
+    with tg.kept_tables(gradients=True):
+        assert not tg.table_is_kept(levels), "its backward pass is not free"
+        shared = torch.autograd.grad(total(), levels)
+        assert len(built) == 3
+        with tg.kept_tables(), torch.no_grad():
+            tg.plane_table(levels)
+            assert tg.table_is_kept(levels) and len(built) == 4, "not the one with a graph"
+    torch.testing.assert_close(shared, apart)
+    with tg.kept_tables():
+        for found in (torch.autograd.grad(total(), levels) for _ in range(2)):
+            torch.testing.assert_close(found, apart)
+        with tg.kept_tables(gradients=True):
+            torch.testing.assert_close(torch.autograd.grad(total(), levels), apart)
+    assert len(built) == 9
+
+
 def test_kept_tables_do_not_fill_the_memory(built):
     with tg.kept_tables():
         for k in range(3 * tg.MOST):
             tg.plane_table([torch.full((1, 3, 4, 8, 8), float(k))])
-            assert len(tg._tables.get()) <= tg.MOST
+            assert len(tg._tables.get().built) <= tg.MOST
     assert len(built) == 3 * tg.MOST
 
 

@@ -13,6 +13,7 @@ from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
 from ..ops.plane_layouts import OWN_FRAME
 from ..ops.triplane import DETAIL_GAIN
+from ..ops.triplane_gather import kept_tables
 from ..ops.volrend import render_rays
 from ..priors.bundled import BundledPrior, Latent
 from .camera import PhotoCamera
@@ -214,6 +215,7 @@ class Inversion:
         error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
         return {"novel": self.cfg.lambda_novel * error}
 
+    @kept_tables(gradients=True)
     def _latent_step(self) -> dict:
         c, size = self.cfg, self.cfg.latent_size
         target = self.target.resized(size)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from ..errors import UsageError
 from ..files import atomic_path
 from ..ops.triplane import DecoderWeights
+from ..ops.triplane_gather import kept_tables
 from ..ops.volrend import render_rays
 from ..priors.published.adapter import PublishedPrior
 from ..priors.render import half_precision
@@ -249,6 +250,7 @@ class PublishedFit:
         parts = list(zip(*(r.flatten(1, 2).split(self.cfg.ray_chunk, dim=1) for r in (rays_o, rays_d))))
         seeds = [None if rng is None else int(torch.randint(2**31, (1,), generator=rng)) for _ in parts]
 
+        @kept_tables(gradients=True)
         def chunk(o: Tensor, d: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
             draws = None if seed is None else torch.Generator(device=o.device).manual_seed(seed)
             out = render_rays(field_of(planes, weights, self.radius, self.frame), o, d, self.radius, n, n, draws)

@@ -20,7 +20,14 @@ from torch.autograd.function import once_differentiable
 
 MOST = 8
 """Tables kept at the same time; a body that makes new levels all the time must not fill the memory."""
-_tables: ContextVar[dict | None] = ContextVar("tables", default=None)
+_tables: ContextVar["Kept | None"] = ContextVar("tables", default=None)
+
+
+class Kept(NamedTuple):
+    """Tables built so far by the ids of their levels, and whether levels that need gradients are kept, too."""
+
+    built: dict
+    gradients: bool
 
 
 class Rows(NamedTuple):
@@ -121,21 +128,25 @@ def plane_rows(shapes: Sequence[Sequence[int]], coords: Tensor, axes: tuple) -> 
 
 def plane_table(levels: Sequence[Tensor]) -> Tensor:
     """All texels of levels as rows (R,C): batch, plane, layer, row, column of the first level, then of the next."""
-    if not table_is_kept(levels):
+    kept, changing = _tables.get(), _changing(levels)
+    if kept is None or (changing and not kept.gradients):
         return _built(levels)
-    kept = _tables.get()
-    key = tuple(id(level) for level in levels)
-    if key not in kept:
-        if len(kept) >= MOST:
-            kept.clear()
-        kept[key] = _built(levels), tuple(levels)  # held, so that no other tensor gets their ids
-    return kept[key][0]
+    key = (changing, *(id(level) for level in levels))
+    if key not in kept.built:
+        if len(kept.built) >= MOST:
+            kept.built.clear()
+        kept.built[key] = _built(levels), tuple(levels)  # held, so that no other tensor gets their ids
+    return kept.built[key][0]
 
 
 def table_is_kept(levels: Sequence[Tensor]) -> bool:
-    """Whether the table of these levels is built at most once, see `kept_tables`."""
-    changing = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
-    return _tables.get() is not None and not changing
+    """Whether levels that need no gradients are made a table at most once, see `kept_tables`."""
+    return _tables.get() is not None and not _changing(levels)
+
+
+def _changing(levels: Sequence[Tensor]) -> bool:
+    """Whether what is made of the levels now is a part of a graph, which ends with its backward pass."""
+    return torch.is_grad_enabled() and any(level.requires_grad for level in levels)
 
 
 def _built(levels: Sequence[Tensor]) -> Tensor:
@@ -143,12 +154,17 @@ def _built(levels: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def kept_tables() -> Iterator[None]:
-    """Levels that need no gradients are made a table once while the body runs, which must not change them."""
-    if _tables.get() is not None:
+def kept_tables(gradients: bool = False) -> Iterator[None]:
+    """Levels that need no gradients are made a table once while the body runs, which must not change them.
+
+    Args: gradients: also levels that need them: their table's gradient is summed before it goes back to the levels. The
+        body is then one pass forward at most, for after a backward pass the table's graph is gone.
+    """
+    outer = _tables.get()
+    if outer is not None and (outer.gradients or not gradients):
         yield
         return
-    token = _tables.set({})
+    token = _tables.set(Kept({}, gradients))
     try:
         yield
     finally:
