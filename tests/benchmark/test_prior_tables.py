@@ -34,11 +34,13 @@ def says(cell: str, *values: float) -> None:
 
 def test_steps_on_a_cpu():
     found = results("published_prior_speed.json")
-    for family, latent, planes, memory in rows_of("| prior | latent step (W+) | step on the planes | peak"):
+    rows = rows_of("| prior | latent step (W+) | step on the planes | peak")
+    assert [row[0] for row in rows] == list(FAMILIES)
+    for family, latent, planes, memory in rows:
         (row,) = found[family]
         says(latent, row["latent_step_s"])
-        says(planes, row["plane_step_s"])
-        says(memory, row["peak_rss_gb"])
+        says(planes, row["planes_step_s"])
+        says(memory, row["planes_peak_gb"])
 
 
 def test_steps_on_a_gpu():
