@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 
 def test_there_are_configurations():
     names = {path.stem for path in CONFIGS}
-    assert {"portrait-mini", "portrait-init", "portrait", "portrait-12gb", "portrait-fast"} <= names
+    assert {"portrait-mini", "portrait-sharp", "portrait-init", "portrait", "portrait-12gb", "portrait-fast"} <= names
     assert len(list((ROOT / "configs" / "ablations").glob("*.yaml"))) >= 9
 
 

@@ -39,7 +39,7 @@ class InversionConfig:
     detail_lr: float = 0.1
     """Adam learning rate of the detail grid."""
     detail_rays: int = 8100
-    """Rays a detail step."""
+    """Rays a detail step, those of a square of pixels: half of `detail_size` squared, less leaves grain."""
     detail_thickness: float = 0.07
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
     lambda_rgb: float = 1.0

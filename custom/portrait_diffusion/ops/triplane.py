@@ -154,8 +154,8 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
 def _gather_pays(levels: list[Tensor], coords: Tensor) -> bool:
     """On a CPU, for many points (a call builds the table, of grids with all layers) and at least 16 channels.
 
-    Two threads, 32 channels, forward and backward: grids of 3 x 256² x 3 layers and of 128² x 6 are even at 1 % of their
-    texels in points, planes of 256² at 4 %.
+    Two threads, 32 channels, forward and backward: grids of 3 x 256² x 3 layers and of 128² x 6 are even at 1 % of
+    their texels in points, planes of 256² at 4 %.
 
     Where the table is kept, see `triplane_gather.kept_tables`, it pays much sooner.
     """
