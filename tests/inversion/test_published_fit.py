@@ -182,7 +182,7 @@ def test_the_pipeline_looks_at_the_file_before_the_photo(tmp_path, monkeypatch):
     (tmp_path / "other.pkl").write_text("<html>quota exceeded</html>")
     reports = []
     for name, kind, message in (
-        ("net.pkl", "eg3d", "is a PanoHead generator, but prior.type is 'eg3d'; set prior.type to 'panohead'"),
+        ("net.pkl", "eg3d", "holds a generator of PanoHead, but prior.type is 'eg3d'; set prior.type to 'panohead'"),
         ("other.pkl", "panohead", "no checkpoint"), ("none.pkl", "panohead", "does not exist"),
     ):  # fmt: skip
         words = [f"system.prior.type={kind}", f"system.prior.checkpoint={tmp_path / name}"]
