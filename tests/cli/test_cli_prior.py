@@ -38,7 +38,7 @@ def refused(capsys, file: str, kind: str, *options: str) -> str:
 @pytest.mark.parametrize("file", ["net.pkl", "net.safetensors"])
 def test_the_type_must_be_the_files(folder, capsys, file, options):
     message = refused(capsys, file, "panohead", *options)
-    assert f"{file} holds a generator of EG3D (FFHQ, rebalanced), but prior.type is 'panohead'; set prior.type to " in message
+    assert f"{file} holds a generator of EG3D (FFHQ, rebalanced), but prior.type is 'panohead'; set " in message
 
 
 @pytest.mark.parametrize(("file", "expected"), [

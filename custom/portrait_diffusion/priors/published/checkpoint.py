@@ -73,8 +73,8 @@ def open_checkpoint(path: str | Path, expected: str | None = None, numbers: bool
     found = _converted(path, numbers) if _is_safetensors(path, start) else _published(path, numbers)
     if expected is not None and found.family != expected:
         raise UsageError(
-            f"{path} holds a generator of {FACTS[found.family].title}, but prior.type is '{expected}'; set prior.type to "
-            f"'{found.family}' or give another file."
+            f"{path} holds a generator of {FACTS[found.family].title}, but prior.type is '{expected}'; set "
+            f"prior.type to '{found.family}' or give another file."
         )
     return found
 
