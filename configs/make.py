@@ -92,8 +92,8 @@ VARIANTS: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 """Name -> (what it is, differences from `BASE`: key path -> value)."""
 
-SHARPER = "portrait-mini"
-SHARPER_VARIANTS: dict[str, tuple[str, dict]] = {
+MINI = "portrait-mini"
+MINI_VARIANTS: dict[str, tuple[str, dict]] = {
     "portrait-sharp": (
         "portrait-mini with twice as many pixels across: the photo is fitted, and all is rendered, at 256",
         {
@@ -104,7 +104,7 @@ SHARPER_VARIANTS: dict[str, tuple[str, dict]] = {
         },
     ),
 }
-"""The same, from `SHARPER`."""
+"""The same, from `MINI`."""
 
 HOST_HEADER = """\
 # Made from configs/portrait.yaml by configs/make.py; do not edit. For threestudio, with this package in its custom/:
@@ -161,8 +161,7 @@ def variant(base: dict, name: str, told: str, changes: dict) -> str:
     """Text of a variant: header with its differences, and the whole configuration."""
     shown = [f"#   {key}: {yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}"
              for key, value in changes.items()]  # fmt: skip
-    source = base["name"]
-    header = f"# Made from configs/{source}.yaml by configs/make.py; do not edit. {told[0].upper()}{told[1:]}.\n"
+    header = f"# Made from configs/{base['name']}.yaml by configs/make.py; do not edit. {told[0].upper()}{told[1:]}.\n"
     header += "# Differences:\n" + "\n".join(line if len(line) <= 118 else line[:115] + "..." for line in shown) + "\n"
     title = {"name": name.split("/")[-1], "description": told}
     return header + dumped(changed(base, {**title, **changes}))
@@ -170,10 +169,10 @@ def variant(base: dict, name: str, told: str, changes: dict) -> str:
 
 def files() -> dict[Path, str]:
     """Every file that is made, and its text."""
-    base, sharper = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")) for name in (BASE, SHARPER))
+    base, mini = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")) for name in (BASE, MINI))
     made = {
         CONFIGS / f"{name}.yaml": variant(source, name, *settings)
-        for source, variants in ((base, VARIANTS), (sharper, SHARPER_VARIANTS))
+        for source, variants in ((base, VARIANTS), (mini, MINI_VARIANTS))
         for name, settings in variants.items()
     }
     made[ROOT / "custom" / f"{BASE}.yaml"] = HOST_HEADER + dumped(for_threestudio(base))
