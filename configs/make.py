@@ -43,7 +43,6 @@ VARIANTS: dict[str, tuple[str, dict]] = {
             "system.inversion.detail_steps": 150,
             "system.inversion.detail_size": 128,
             "system.inversion.detail_resolution": 160,
-            "system.inversion.detail_rays": 8100,
             "system.stages": {},
             "system.guidance_type": "",
             "system.guidance": {},
@@ -99,7 +98,6 @@ MINI_VARIANTS: dict[str, tuple[str, dict]] = {
         {
             "system.inversion.detail_size": 256,
             "system.inversion.detail_resolution": 320,
-            "system.inversion.detail_rays": 32400,
             "system.exporter.render_size": 256,
         },
     ),

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from . import host
+from .deterministic import deterministic_algorithms
 from .errors import UsageError
 from .export.made_with import MODEL, OWN_GUIDANCES, own_guidances
 from .files import sha256_file, write_text
@@ -70,7 +71,10 @@ class PortraitPipeline:
         Raises: UsageError for an unfit photo, and, before anything is done, for a prior's file that is none or of
             another kind than the configuration says; EnvironmentProblem for missing weights or packages.
         """
-        tell = progress or (lambda *args: None)
+        with deterministic_algorithms(self.config.deterministic):
+            return self._run(image, out_dir, progress or (lambda *args: None))
+
+    def _run(self, image: str | Path | None, out_dir: str | Path | None, tell: Progress) -> PortraitResult:
         data, started = self.config.data, time.perf_counter()
         image = Path(image or data.image_path)
         if not image.name:

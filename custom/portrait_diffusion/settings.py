@@ -132,6 +132,8 @@ class PipelineConfig:
     """Free label of a run; kept with the results, without any effect."""
     seed: int = 0
     """Seed of every random choice."""
+    deterministic: bool = False
+    """On a GPU: the same numbers from every run on the same kind of GPU, a little slower. A CPU always does so."""
     preview_every: int = 100
     """Steps of a stage between pictures of the head (save/STAGE-STEP.png: front, sides, back); 0 makes none."""
     exp_root_dir: str = "outputs"

@@ -138,6 +138,13 @@ def test_more_rays_than_pixels_take_the_whole_picture(prior):
     assert_equal_results(*fits)
 
 
+def test_a_step_sees_half_of_the_picture_unless_told_otherwise():
+    sides = {size: InversionConfig(detail_size=size).detail_side for size in (64, 128, 256)}
+    assert sides == {64: 45, 128: 90, 256: 181}
+    assert InversionConfig(detail_size=128, detail_rays=400).detail_side == 20
+    assert InversionConfig(detail_size=128, detail_rays=10**6).detail_side == 128
+
+
 def test_psnr_counts_the_inside_alone():
     target = photo(32)
     inside = (target.alpha > 0.5) & (target.valid > 0)
@@ -147,7 +154,9 @@ def test_psnr_counts_the_inside_alone():
 
 
 @pytest.mark.parametrize(
-    "change", [{"latent_size": 16}, {"detail_size": 31}, {"latent_steps": -1}, {"detail_steps": -1}], ids=str
+    "change",
+    [{"latent_size": 16}, {"detail_size": 31}, {"latent_steps": -1}, {"detail_steps": -1}, {"detail_rays": -1}],
+    ids=str,
 )
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(ValueError, match=f"inversion.{next(iter(change))} must"):

@@ -150,6 +150,24 @@ class TestKernels:
         for kept, again in zip(*found, strict=True):
             torch.testing.assert_close(kept, again, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["kept", "chunks"])
+    def test_deterministic_runs_give_the_same_bits(self, monkeypatch, limit):
+        from portrait_diffusion.ops import field_triton
+
+        monkeypatch.setattr(field_triton, "CHUNK_BYTES", 1 << 20)
+        monkeypatch.setattr(field_triton, "KEEP_BYTES", limit)
+        inputs = case((PLANES, FRONTAL), points=100_000)
+        usual = values_and_gradients(*inputs, "triton")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            first, *others = (values_and_gradients(*inputs, "triton") for _ in range(4))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        for a, b in zip(first, usual, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
     def test_only_the_gradients_that_are_wanted(self):
         planes, coords, weights = case(points=70)
         expected = values_and_gradients(planes, coords, weights, "triton")

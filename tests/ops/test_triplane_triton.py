@@ -49,10 +49,10 @@ def test_values(sampler, axes, channels, points):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("depth", [None, 1, 2, 5])
-def test_grids_and_the_frontal_plane_alone(sampler, count, depth):
-    planes, coords = case(count=count, depth=depth)
-    weights = torch.randn(2, 150, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+@pytest.mark.parametrize("depth, channels", [(None, 8), (1, 8), (2, 8), (5, 8), (5, 5), (None, 3)])
+def test_grids_and_the_frontal_plane_alone(sampler, count, depth, channels):
+    planes, coords = case(count=count, depth=depth, channels=channels)
+    weights = torch.randn(2, 150, channels, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     results = []
     for sample in (lambda p: sampler(p, coords, tp.PLANE_AXES, torch.float32), lambda p: tp.sample_planes(p, coords)):
         leaf = planes.clone().requires_grad_(True)
@@ -121,12 +121,12 @@ def test_no_points(sampler):
     assert out.shape == (2, 0, 8) and (planes.grad == 0).all()
 
 
-@pytest.mark.parametrize("change", ["channels", "two planes", "batch", "two coordinates"])
+@pytest.mark.parametrize("change", ["two planes", "batch", "two coordinates"])
 def test_shapes_that_the_kernels_cannot_read(sampler, change):
     planes, coords = case()
     planes, coords = {
-        "channels": (planes[:, :, :6], coords), "two planes": (planes[:, :2], coords),
-        "batch": (planes[:1], coords), "two coordinates": (planes, coords[..., :2]),
+        "two planes": (planes[:, :2], coords), "batch": (planes[:1], coords),
+        "two coordinates": (planes, coords[..., :2]),
     }[change]  # fmt: skip
     with pytest.raises(ValueError, match="Triton sampler needs"):
         sampler(planes, coords, tp.PLANE_AXES, torch.float32)
@@ -140,3 +140,68 @@ def test_as_an_implementation_of_sampling():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(EnvironmentProblem, match="no gradient with respect to coordinates; choose torch"):
         tp.sample_planes(planes, coords.requires_grad_(True), implementation="triton")
+
+
+@pytest.fixture
+def deterministic():
+    """PyTorch's switch, on; operations that have no deterministic twin only warn."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def gradient_of(sampler, planes, coords, pull) -> torch.Tensor:
+    """Gradient of the planes for a gradient (B,N,C) of the samples."""
+    leaf = planes.clone().requires_grad_(True)
+    sampler(leaf, coords, tp.PLANE_AXES, torch.float32).backward(pull)
+    return leaf.grad
+
+
+def crowded(channels=8, depth=None) -> tuple:
+    """Planes, points of which many fall on the same texels, and gradients over ten powers of ten."""
+    planes, coords = case(height=4, width=4, points=3000, channels=channels, depth=depth)
+    g = torch.Generator().manual_seed(1)
+    pull = torch.randn(2, 3000, channels, generator=g) * 10 ** torch.empty(2, 3000, 1).uniform_(-10, 0, generator=g)
+    return planes, coords, pull.to(DEVICE)
+
+
+@pytest.mark.parametrize("channels, depth", [(8, None), (5, 3)])
+def test_deterministic_gradients_do_not_depend_on_the_order_of_points(sampler, deterministic, channels, depth):
+    planes, coords, pull = crowded(channels, depth)
+    order = torch.randperm(3000, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    first = gradient_of(sampler, planes, coords, pull)
+    assert torch.equal(first, gradient_of(sampler, planes, coords[:, order], pull[:, order]))
+    assert float(first.abs().max()) > 0.1
+
+
+def test_deterministic_gradients_are_at_least_as_exact(sampler, deterministic):
+    planes, coords, pull = crowded()
+    leaf = planes.cpu().double().requires_grad_(True)
+    tp.sample_planes(leaf, coords.cpu().double(), implementation="torch").backward(pull.cpu().double())
+    got = gradient_of(sampler, planes, coords, pull).cpu().double()
+    assert float((got - leaf.grad).norm() / leaf.grad.norm()) < 2e-7
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e30])
+def test_deterministic_gradients_of_any_size(sampler, deterministic, size):
+    """The same digits at any size: the unit follows the largest gradient."""
+    planes, coords, pull = crowded()
+    expected, got = (gradient_of(sampler, planes, coords, p).double() for p in (pull, pull * size))
+    assert float((got / size - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_deterministic_gradients_that_are_no_numbers_stay_none(sampler, deterministic, bad):
+    planes, coords, pull = crowded()
+    assert (gradient_of(sampler, planes, coords, torch.zeros_like(pull)) == 0).all()
+    pull[0, 7, 3] = bad
+    assert not gradient_of(sampler, planes, coords, pull).isfinite().any()
+
+
+def test_sums_in_fixed_point_cannot_overflow():
+    from portrait_diffusion.ops.triplane_triton import fixed_point_unit
+
+    for count in (1, 1000, 2**21):
+        for largest in (1e-6, 0.7, 1.0, 3e4):
+            unit = float(fixed_point_unit(torch.tensor([largest, -largest / 2]), count))
+            assert 2**59 < count * torch.tensor(largest).item() * unit < 2**62

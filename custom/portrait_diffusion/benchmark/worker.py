@@ -17,6 +17,7 @@ import torch
 from .. import host
 from ..cli import is_out_of_memory
 from ..denormals import flushed_denormals
+from ..deterministic import deterministic_algorithms
 from ..errors import PortraitError, UsageError
 from ..evaluation.report_metrics import evaluate_portrait
 from ..export.provenance import peak_memory
@@ -171,7 +172,7 @@ def main() -> int:
     """Job on the standard input; errors as one line on the standard error, exit code of `errors`."""
     try:
         job = json.load(sys.stdin)
-        with flushed_denormals():
+        with flushed_denormals(), deterministic_algorithms():
             host.set_device(job["device"] or None)
             Job(job).run()
     except PortraitError as error:

@@ -38,8 +38,8 @@ class InversionConfig:
     """Samples a ray in the detail stage."""
     detail_lr: float = 0.1
     """Adam learning rate of the detail grid."""
-    detail_rays: int = 8100
-    """Rays a detail step, those of a square of pixels: half of `detail_size` squared, less leaves grain."""
+    detail_rays: int = 0
+    """Rays a detail step, those of a square of pixels. 0 is half of `detail_size` squared; fewer leave grain."""
     detail_thickness: float = 0.07
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
     lambda_rgb: float = 1.0
@@ -67,6 +67,11 @@ class InversionConfig:
         for name in ("latent_size", "detail_size"):
             if getattr(self, name) < 32:
                 raise ValueError(f"inversion.{name} must be at least 32 pixels, got {getattr(self, name)}.")
-        for name in ("latent_steps", "detail_steps"):
+        for name in ("latent_steps", "detail_steps", "detail_rays"):
             if getattr(self, name) < 0:
                 raise ValueError(f"inversion.{name} must not be negative, got {getattr(self, name)}.")
+
+    @property
+    def detail_side(self) -> int:
+        """Side of the square of pixels of a detail step."""
+        return min(int((self.detail_rays or self.detail_size**2 / 2) ** 0.5), self.detail_size)

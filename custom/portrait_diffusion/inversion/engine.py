@@ -262,7 +262,7 @@ class Inversion:
     def _detail_pixels(self) -> tuple:
         """Rows and columns of this step: a dense or a strided window by turns; the perceptual loss needs an image."""
         c = self.cfg
-        side = min(int(c.detail_rays**0.5), c.detail_size)
+        side = c.detail_side
         largest = max(1, c.detail_size // side)
         stride = 1 if self.step % 2 else largest
         room = c.detail_size - stride * (side - 1)

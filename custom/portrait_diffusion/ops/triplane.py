@@ -141,10 +141,11 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
     unfit = None
     if coords.requires_grad:
         unfit = "it has no gradient with respect to coordinates"
-    elif levels[0].dtype == torch.float64 or levels[0].shape[2] & (levels[0].shape[2] - 1):
-        unfit = "it reads planes of at most 32 bits with a power of two of channels"
-    # auto is torch: the kernel has not run inside the whole pipeline on a GPU
-    if choose("plane sampling", implementation, coords.device, ("torch", "triton"), unfit) == "torch":
+    elif levels[0].dtype == torch.float64:
+        unfit = "it reads planes of at most 32 bits"
+    # auto is torch, whose gradients depend on the order in which a GPU adds them
+    order = ("triton", "torch") if torch.are_deterministic_algorithms_enabled() else ("torch", "triton")
+    if choose("plane sampling", implementation, coords.device, order, unfit) == "torch":
         return _sample_torch(levels, coords, axes)
     from .triplane_triton import SampleTriplanes
 

@@ -3,8 +3,13 @@
 Twin of one level of `ops.triplane.sample_planes` (same plane axes, `align_corners=False`, zeros outside): three planes
 or the frontal one alone, flat or with layers. The value and the gradient with respect to the planes agree with it;
 there is no gradient with respect to the coordinates.
+
+Gradients are added atomically, in whatever order the GPU comes to them, so that repetitions differ by rounding. Under
+``torch.use_deterministic_algorithms(True)`` they are added as whole multiples of a power of two (`fixed_point_unit`):
+sums of integers do not depend on the order.
 """
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -76,10 +81,10 @@ def gather_level(
 
 @triton.jit
 def scatter_level(
-    grad_planes, grad, coords, base, mask, b, height, width,
+    grad_planes, grad, coords, base, mask, b, height, width, WHOLE: tl.constexpr,
     axes: tl.constexpr, P: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Adjoint of `gather_level`: adds gradients (BLOCK_N, C) to those of the planes, float32."""
+    """Adjoint of `gather_level`: adds gradients (BLOCK_N, C) to those of the planes, float32 or, if WHOLE, int64."""
     c = tl.arange(0, C)
     for p in tl.static_range(P):
         x0, fx = _texel(_coordinate(coords, base, mask, 3 * p, axes), width)
@@ -96,7 +101,10 @@ def scatter_level(
                     inside = inside & deep
                     weight *= wz
                 target = plane + offset[:, None] * C + c[None, :]
-                tl.atomic_add(target, grad * weight[:, None], mask=inside[:, None], sem="relaxed")
+                value = grad * weight[:, None]
+                if WHOLE:
+                    value = tl.floor(value + 0.5).to(tl.int64)
+                tl.atomic_add(target, value, mask=inside[:, None], sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n_points", "start", "count"])
@@ -120,20 +128,23 @@ def gather(
 
 @triton.jit(do_not_specialize=["n_points", "start", "count"])
 def scatter(
-    grad_tables, coords, grad, n_points, start, count, scale,
+    grad_tables, coords, grad, unit, n_points, start, count, scale, WHOLE: tl.constexpr,
     AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes."""
+    """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes; if WHOLE, times the unit."""
     b = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
     base = (b * n_points + start + i).to(tl.int64) * 3
     source = grad + (b * count + i).to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
     pull = tl.load(source, mask=mask[:, None], other=0.0).to(tl.float32) * scale
+    if WHOLE:
+        pull *= tl.load(unit)
     for k in tl.static_range(len(LEVELS)):
         scatter_level(
-            grad_tables[k], pull, coords, base, mask, b, LEVELS[k][2], LEVELS[k][3], AXES, LEVELS[k][0], LEVELS[k][1], C
-        )
+            grad_tables[k], pull, coords, base, mask, b, LEVELS[k][2], LEVELS[k][3], WHOLE, AXES, LEVELS[k][0],
+            LEVELS[k][1], C,
+        )  # fmt: skip
 
 
 def pack_axes(plane_axes) -> int:
@@ -152,19 +163,38 @@ def launch_gather(tables: tuple, coords: Tensor, out: Tensor, start: int, scale:
     )
 
 
+def fixed_point_unit(grad: Tensor, count: int) -> Tensor:
+    """2^k, for which sums of `count` numbers up to the largest of ``grad``, times 2^k, stay within 2^62 (an int64).
+
+    What is lost is below half of 2^-k: 2^-41 of the largest number for two million points. NaN where not all of
+    ``grad`` is finite. Returns: float32, without a dimension, on the device; nothing waits for it.
+    """
+    largest = grad.abs().amax().float()
+    exponent = torch.frexp(largest).exponent  # largest < 2^exponent
+    unit = torch.exp2((62 - count.bit_length() - exponent).clamp(-126, 126).float())
+    return torch.where(largest.isfinite(), unit, torch.nan)
+
+
 def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale: float, sizes: tuple) -> None:
     """Add ``grad`` (B, count, C), the gradients of the features of the points from `start` on, to float32 planes."""
     b, count = grad.shape[:2]
+    whole = torch.are_deterministic_algorithms_enabled()
+    unit = fixed_point_unit(grad, count) if whole else grad
+    sums = tuple(torch.zeros(x.shape, device=x.device, dtype=torch.int64) for x in grads) if whole else grads
     scatter[(triton.cdiv(count, SCATTER_BLOCK), b)](
-        grads, coords, grad, coords.shape[1], start, count, scale, *sizes, SCATTER_BLOCK, num_warps=SCATTER_WARPS
-    )
+        sums, coords, grad, unit, coords.shape[1], start, count, scale, whole, *sizes, SCATTER_BLOCK,
+        num_warps=SCATTER_WARPS,
+    )  # fmt: skip
+    if whole:
+        for x, total in zip(grads, sums, strict=True):
+            x += total / unit.double()
 
 
 class SampleTriplanes(torch.autograd.Function):
     """Sum of the look-ups of one level over three (the mean of three planes); gradient for the planes only.
 
-    Args (of ``apply``): planes (B,P,C,H,W) or (B,P,C,D,H,W) with P 3 or 1 and C a power of two; coords (B,N,3);
-        plane axes; data type of the result.
+    Args (of ``apply``): planes (B,P,C,H,W) or (B,P,C,D,H,W) with P 3 or 1 (copied with more channels unless C is a
+        power of two); coords (B,N,3); plane axes; data type of the result.
     Returns: (B,N,C).
     """
 
@@ -180,25 +210,25 @@ class SampleTriplanes(torch.autograd.Function):
         b, p, c, h, w = *planes.shape[:3], *planes.shape[-2:]
         d = planes.shape[3] if planes.ndim == 6 else 1
         n = coords.shape[1]
-        if c & (c - 1):
-            raise ValueError(f"the Triton sampler needs a power of two of channels, got {c}; use ops.triplane.")
-        packed = planes.movedim(2, -1).contiguous()  # (B, P, [D,] H, W, C)
+        wide = triton.next_power_of_2(c)
+        packed = F.pad(planes.movedim(2, -1), (0, wide - c)).contiguous()  # (B, P, [D,] H, W, C)
         coords = coords.float().contiguous()
-        out = torch.empty(b, n, c, device=planes.device, dtype=out_dtype)
+        out = torch.empty(b, n, wide, device=planes.device, dtype=out_dtype)
         axes = pack_axes(plane_axes)
-        ctx.sizes = axes, ((p, d, h, w),), c
+        ctx.sizes = axes, ((p, d, h, w),), wide
         if out.numel():
             with torch.cuda.device_of(out):  # Triton launches on the current device
                 launch_gather((packed,), coords, out, 0, 1 / 3, ctx.sizes)
         ctx.save_for_backward(coords)
-        ctx.shape, ctx.dtype = packed.shape, planes.dtype
-        return out
+        ctx.shape, ctx.dtype, ctx.channels = packed.shape, planes.dtype, c
+        return out[..., :c]
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):
         (coords,) = ctx.saved_tensors
         grad = torch.zeros(ctx.shape, device=coords.device, dtype=torch.float32)
         if grad_out.numel():
+            pull = F.pad(grad_out, (0, ctx.shape[-1] - ctx.channels)).contiguous()
             with torch.cuda.device_of(grad):
-                launch_scatter((grad,), coords, grad_out.contiguous(), 0, 1 / 3, ctx.sizes)
-        return grad.movedim(-1, 2).to(ctx.dtype), None, None, None
+                launch_scatter((grad,), coords, pull, 0, 1 / 3, ctx.sizes)
+        return grad[..., : ctx.channels].movedim(-1, 2).to(ctx.dtype), None, None, None
