@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-HARMLESS = "cumsum_cuda_kernel"
-"""Sums along the rows of a table come out the same, for one block of threads makes each; torch warns of all of them."""
+HARMLESS = ("cumsum_cuda_kernel", "max_pool2d_with_indices_backward_cuda")
+"""Torch warns of every use of these, and here they come out the same: sums along the rows of a table, for one block of
+threads makes each, and the gradient of a pooling of contiguous pictures, which is gathered."""
 
 
 @contextmanager
@@ -28,7 +29,8 @@ def deterministic_algorithms(on: bool = True) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help against reading it, at a cost
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f".*{HARMLESS}.*")
+            for operation in HARMLESS:
+                warnings.filterwarnings("ignore", message=f".*{operation}.*")
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

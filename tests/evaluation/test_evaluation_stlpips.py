@@ -259,3 +259,21 @@ def test_wrong_shapes_are_named(alex):
         alex(a, b[..., :60])
     with pytest.raises(UsageError, match="mask"):
         alex(a, b, torch.ones(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(33, 48), (64, 64)])
+def test_deterministic_padding_and_pooling_are_the_same_function(size):
+    """Values and gradients of the network as with PyTorch's own reflection padding."""
+    metric = STLPIPS()
+    found = []
+    for on in (False, True):
+        a, b = (torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+        torch.use_deterministic_algorithms(on, warn_only=True)
+        try:
+            value = metric(a.requires_grad_(True), b).mean()
+            value.backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append((value.detach(), a.grad))
+    for usual, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, usual, rtol=1e-4, atol=1e-7)

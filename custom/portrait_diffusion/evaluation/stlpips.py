@@ -41,8 +41,21 @@ class BlurPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+        x = _reflected(x) if torch.are_deterministic_algorithms_enabled() else F.pad(x, (2, 2, 2, 2), mode="reflect")
         return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2)
+
+
+def _reflected(x: Tensor) -> Tensor:
+    """Reflection padding 2 whose gradient is formed in a fixed order on a GPU, too."""
+    x = torch.cat([x[..., 2:3], x[..., 1:2], x, x[..., -2:-1], x[..., -3:-2]], dim=-1)
+    return torch.cat([x[..., 2:3, :], x[..., 1:2, :], x, x[..., -2:-1, :], x[..., -3:-2, :]], dim=-2)
+
+
+class MaxPool(nn.MaxPool2d):
+    """A GPU forms its gradient in a fixed order for contiguous inputs, for channels-last ones it does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if torch.are_deterministic_algorithms_enabled() else x)
 
 
 class ConvBlurPool(nn.Module):
@@ -91,8 +104,8 @@ def _alexnet_stages() -> list[nn.Sequential]:
     """Five stages of the shift-tolerant AlexNet; channels 64, 192, 384, 256, 256."""
     return [
         nn.Sequential(ConvBlurPool(), nn.ReLU()),  # 11x11, 3 -> 64 channels
-        nn.Sequential(nn.MaxPool2d(3, stride=1), BlurPool(), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()),
-        nn.Sequential(nn.MaxPool2d(3, stride=1), BlurPool(), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+        nn.Sequential(MaxPool(3, stride=1), BlurPool(), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()),
+        nn.Sequential(MaxPool(3, stride=1), BlurPool(), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
         nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
         nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
     ]
@@ -102,7 +115,7 @@ def _vgg16_stages() -> list[nn.Sequential]:
     """Five stages of the shift-tolerant VGG16; channels 64, 128, 256, 512, 512."""
     stages, previous = [], 3
     for index, (channels, convolutions) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
-        layers: list[nn.Module] = [nn.MaxPool2d(2, stride=1), BlurPool()] if index else []
+        layers: list[nn.Module] = [MaxPool(2, stride=1), BlurPool()] if index else []
         for _ in range(convolutions):
             layers += [nn.Conv2d(previous, channels, 3, padding=1), nn.ReLU()]
             previous = channels

@@ -39,6 +39,9 @@ class DecoderWeights(NamedTuple):
 
 
 SAMPLERS = ("auto", "torch", "gather", "triton")
+TRITON_PAYS = 1 << 22
+"""Points times channels from which the kernels are faster on an H200 than `grid_sample`; below it, starting them takes
+longer than the sampling itself."""
 
 
 def _check_level(planes: Tensor, coords: Tensor) -> None:
@@ -112,8 +115,9 @@ def sample_planes(
         level_reduce: "sum" or "mean" over the levels of a pyramid (Portrait3D: mean).
         axes: which coordinates each plane reads, see the module text.
         implementation: "torch" (`grid_sample`, the reference), "gather" (`ops.triplane_gather`, several times faster on
-            a CPU), "triton" (`ops.triplane_triton`, on a GPU; no gradient for coords) or "auto": gather on a CPU where
-            it pays, else torch. They agree to rounding, in value and gradients.
+            a CPU), "triton" (`ops.triplane_triton`, on a GPU; no gradient for coords) or "auto": gather on a CPU and
+            triton on a GPU where they pay or, there, deterministic algorithms are asked for, else torch. They agree to
+            rounding, in value and gradients.
 
     Returns: (B,N,C). Once differentiable in planes and coords; PyTorch's grid_sample has no second derivative.
     Raises: ValueError for wrong shapes or reductions; EnvironmentProblem where Triton is asked for and cannot run.
@@ -143,8 +147,8 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
         unfit = "it has no gradient with respect to coordinates"
     elif levels[0].dtype == torch.float64:
         unfit = "it reads planes of at most 32 bits"
-    # auto is torch, whose gradients depend on the order in which a GPU adds them
-    order = ("triton", "torch") if torch.are_deterministic_algorithms_enabled() else ("torch", "triton")
+    pays = torch.are_deterministic_algorithms_enabled() or coords.shape[:2].numel() * levels[0].shape[2] >= TRITON_PAYS
+    order = ("triton", "torch") if pays else ("torch", "triton")
     if choose("plane sampling", implementation, coords.device, order, unfit) == "torch":
         return _sample_torch(levels, coords, axes)
     from .triplane_triton import SampleTriplanes
