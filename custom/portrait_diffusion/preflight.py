@@ -9,10 +9,12 @@ from .settings import PipelineConfig, PriorConfig, prior_paths
 from .systems.stages import Schedule
 
 
-def check_run(config: PipelineConfig, source: str = "") -> list[tuple[str, int]]:
+def check_run(config: PipelineConfig, source: str = "", exports: bool = True) -> list[tuple[str, int]]:
     """Look for what this configuration will use; nothing large is kept.
 
-    Args: source: what the user called the configuration (``--config``), for advice; default its own name.
+    Args:
+        source: what the user called the configuration (``--config``), for advice; default its own name.
+        exports: whether mesh and video will be written.
     Returns: (file name, bytes) of the weights that will be read.
     Raises: EnvironmentProblem for a missing package, model file or weights file, with the command that brings it;
         UsageError for a file that is no such weights file, or of another kind of prior than the configuration names.
@@ -23,9 +25,10 @@ def check_run(config: PipelineConfig, source: str = "") -> list[tuple[str, int]]
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
 
     require("cv2", extra="photo", package="opencv-python-headless")
-    require("xatlas", extra="export")
-    find_ffmpeg()
-    if config.system.exporter.mesh.target_faces:
+    if exports:
+        require("xatlas", extra="export")
+        find_ffmpeg()
+    if exports and config.system.exporter.mesh.target_faces:
         require("fast_simplification", extra="export", package="fast-simplification")
     files = [yunet_path(), *check_prior_files(config.system.prior)]
     published = config.system.prior.type != "bundled"

@@ -1,4 +1,5 @@
 """The shipped ladder: every rung is valid, adds one thing, and says why it cannot run."""
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_a_rung_without_weights_says_why(monkeypatch, tmp_path):
     rungs = {rung.name: rung for rung in make_rungs(read_ladder(), ["init", "full"])}
     assert why_not(rungs["init"]) == ""
     assert "HPDM weights are missing" in why_not(rungs["full"])
+
+
+def test_the_benchmark_writes_no_videos_and_asks_for_nothing_that_does(monkeypatch):
+    for missing in ("imageio_ffmpeg", "xatlas", "fast_simplification"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert [why_not(rung) for rung in make_rungs(read_ladder(), ["init", "full"])] == ["", ""]
 
 
 def test_mistakes_are_named(tmp_path):

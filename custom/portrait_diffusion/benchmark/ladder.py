@@ -100,7 +100,7 @@ def why_not(rung: Rung) -> str:
     if rung.cannot:
         return rung.cannot
     try:
-        check_run(load_pipeline_config(rung.config)[0])
+        check_run(load_pipeline_config(rung.config)[0], exports=False)
     except EnvironmentProblem as problem:
         return str(problem)
     return ""
