@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 from portrait_diffusion.deterministic import HARMLESS, deterministic_algorithms
-from portrait_diffusion.ops.triplane import sample_planes
+from portrait_diffusion.ops.triplane import PLANE_AXES, _sample_fast, sample_planes
 
 
 @pytest.fixture
@@ -52,6 +52,45 @@ def test_off_or_without_a_gpu_nothing_happens(monkeypatch, on):
     before = state()
     with deterministic_algorithms(on):
         assert state() == before
+
+
+LEVELS = (1, 3, 16, 64, 64), (1, 1, 16, 4, 32, 32)
+
+
+def levels_and_coords(points: int, device: str = "cpu") -> tuple:
+    """Planes with a frontal grid, and points within."""
+    g = torch.Generator().manual_seed(0)
+    coords = torch.rand(1, points, 3, generator=g) * 2 - 1
+    return [torch.randn(shape, generator=g).to(device) for shape in LEVELS], coords.to(device)
+
+
+def test_where_no_kernel_can_be_used_sampling_is_a_sum_of_rows(as_with_a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", None)  # whose gradient has no deterministic form
+    levels, coords = levels_and_coords(500)
+    coords.requires_grad_(True)
+    expected = sample_planes(levels, coords, reduce="sum", implementation="gather")
+    with deterministic_algorithms():
+        got = _sample_fast(levels, coords, PLANE_AXES, "auto")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (none is visible)")
+def test_gradients_of_coordinates_are_the_same_bits_on_a_gpu():
+    levels, coords = levels_and_coords(200_000, "cuda")
+    pull = torch.randn(1, 200_000, 16, generator=torch.Generator().manual_seed(1)).cuda()
+
+    def gradients() -> list:
+        leaves = [x.clone().requires_grad_(True) for x in (*levels, coords)]
+        sample_planes(leaves[:-1], leaves[-1]).backward(pull)
+        return [leaf.grad for leaf in leaves]
+
+    with deterministic_algorithms():
+        first, *others = (gradients() for _ in range(4))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    for got, usual in zip(first, gradients(), strict=True):
+        torch.testing.assert_close(got, usual, rtol=1e-3, atol=1e-3 * float(usual.abs().max()))
 
 
 @pytest.mark.gpu

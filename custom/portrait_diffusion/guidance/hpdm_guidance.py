@@ -11,6 +11,7 @@ from ..errors import EnvironmentProblem, UsageError
 from ..host import BaseObject, C, find, register
 from ..noise.samplers import NoiseRequest
 from ..ops.cameras import CANONICAL_DISTANCE, canonical_fovy, orbit_c2w
+from ..ops.resize import resized
 from ..optional import require
 from ..seeds import step_seed
 from .distillation import (
@@ -274,7 +275,7 @@ class HPDMGuidance(BaseObject):
         picture = rgb.permute(0, 3, 1, 2)
         size = self._model.image_size
         if picture.shape[-2:] != (size, size):
-            picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True, align_corners=False)
+            picture = resized(picture, (size, size))
         return self._model.encode(picture).float()
 
     def _conditions(self, c2w: Tensor, fovy: Tensor, depth, normals, opacity) -> tuple:

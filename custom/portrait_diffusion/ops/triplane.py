@@ -116,8 +116,8 @@ def sample_planes(
         axes: which coordinates each plane reads, see the module text.
         implementation: "torch" (`grid_sample`, the reference), "gather" (`ops.triplane_gather`, several times faster on
             a CPU), "triton" (`ops.triplane_triton`, on a GPU; no gradient for coords) or "auto": gather on a CPU and
-            triton on a GPU where they pay or, there, deterministic algorithms are asked for, else torch. They agree to
-            rounding, in value and gradients.
+            triton on a GPU where they pay, else torch; on a GPU that is asked for deterministic algorithms triton, or
+            gather for what triton cannot. They agree to rounding, in value and gradients.
 
     Returns: (B,N,C). Once differentiable in planes and coords; PyTorch's grid_sample has no second derivative.
     Raises: ValueError for wrong shapes or reductions; EnvironmentProblem where Triton is asked for and cannot run.
@@ -147,10 +147,11 @@ def _sample_fast(levels: list[Tensor], coords: Tensor, axes: PlaneAxes, implemen
         unfit = "it has no gradient with respect to coordinates"
     elif levels[0].dtype == torch.float64:
         unfit = "it reads planes of at most 32 bits"
-    pays = torch.are_deterministic_algorithms_enabled() or coords.shape[:2].numel() * levels[0].shape[2] >= TRITON_PAYS
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    pays = deterministic or coords.shape[:2].numel() * levels[0].shape[2] >= TRITON_PAYS
     order = ("triton", "torch") if pays else ("torch", "triton")
     if choose("plane sampling", implementation, coords.device, order, unfit) == "torch":
-        return _sample_torch(levels, coords, axes)
+        return gather_planes(levels, coords, axes) if deterministic else _sample_torch(levels, coords, axes)
     from .triplane_triton import SampleTriplanes
 
     return 3 * sum(SampleTriplanes.apply(level, coords, axes, level.dtype) for level in levels)  # it takes the mean

@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.cameras import GOLDEN, along_ranges
+from ..ops.resize import resized
 from .stages import StageConfig
 
 
@@ -61,7 +61,7 @@ def painting_losses(render: Tensor, painted: Tensor, perceptual: nn.Module | Non
     picture = render.permute(0, 3, 1, 2)
     target = painted
     if target.shape[-2:] != picture.shape[-2:]:
-        target = F.interpolate(target, picture.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
+        target = resized(target, picture.shape[-2:])
     found = {"painted": (picture - target).abs().mean()}
     if perceptual is not None:
         found["painted_perceptual"] = perceptual(picture.clamp(0, 1), target.clamp(0, 1)).mean()
