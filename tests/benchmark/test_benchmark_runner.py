@@ -148,6 +148,23 @@ def test_a_process_gets_its_job_and_threads(monkeypatch):
     assert seen == {**JOB, "threads": "3", "module": "portrait_diffusion.benchmark.worker"}
 
 
+def test_opencv_keeps_to_the_share_of_a_process():
+    """Else 16 processes on 16 cores run 256 of its threads."""
+    import cv2
+    import torch
+    from portrait_diffusion.benchmark.worker import limit_threads
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(2)
+        limit_threads()
+        assert cv2.getNumThreads() == 1
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
 def test_nothing_to_do_is_said(tmp_path):
     with pytest.raises(UsageError, match="nothing to evaluate"):
         items_of(None, [], None, None)

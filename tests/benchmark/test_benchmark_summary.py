@@ -51,7 +51,7 @@ def test_unseen_is_the_mean_of_three_bins_or_missing():
 def test_seeds_are_averaged_before_subjects(records):
     few = [record(0, "init", 0, a=1.0), record(0, "init", 1, a=3.0), record(1, "init", a=10.0)]
     few += [record(2, "init", a=None), record(3, "init", status="refused")]
-    items = summary.by_item(few, "test", "init")
+    items = summary.by_item(summary.heads_of(few, "test", "init"))
     assert items["a"] == {"0": 2.0, "1": 10.0} and items["seconds"] == {"0": 10.0, "1": 10.0, "2": 10.0}
     numbers = summary.rung_numbers(records, "test", "init")
     assert (numbers["heads"], numbers["ok"], numbers["refused"]) == (32, 32, 0)
@@ -80,6 +80,15 @@ def test_only_items_that_both_have_are_compared():
     entry = summary.comparisons(more, "test", [("better", "init")])[0]
     assert entry["shown"] == "too few items" and entry["low"] is None and entry["difference"] == pytest.approx(-0.15)
     assert summary.rung_numbers(more, "test", "init")["numbers"]["stlpips_alex.unseen"][::2] == [None, None]
+
+
+def test_only_seeds_that_both_have_are_compared():
+    """Seed 1 is worth ten more in both rungs, and one rung lacks it for some: that is no difference of the rungs."""
+    both = [(k, s) for k in range(6) for s in (0, 1)]
+    records = [record(str(k), "init", s, chamfer=float(k + 10 * s)) for k, s in both]
+    records += [record(str(k), "full", s, chamfer=float(k + 10 * s)) for k, s in both if s == 0 or k > 3]
+    found = next(c for c in summary.comparisons(records, "test", [("full", "init")]) if c["metric"] == "chamfer")
+    assert found["items"] == 6 and found["difference"] == 0
 
 
 def test_the_frechet_distance_is_missing_without_features(tmp_path):

@@ -54,12 +54,15 @@ def with_unseen(metrics: dict) -> dict:
     return out
 
 
-def by_item(records: Sequence[dict], data: str, rung: str) -> dict[str, dict[str, float]]:
-    """{metric or cost: {item: mean over its seeds}} of a rung; missing values are left out."""
+def heads_of(records: Sequence[dict], data: str, rung: str) -> list[dict]:
+    """The records of a rung that are of finished heads."""
+    return [r for r in records if r["data"] == data and r["rung"] == rung and r["status"] == "ok"]
+
+
+def by_item(records: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """{metric or cost: {item: mean over its seeds}} of heads; missing values are left out."""
     found: dict[str, dict[str, list]] = {}
     for record in records:
-        if record["data"] != data or record["rung"] != rung or record["status"] != "ok":
-            continue
         values = with_unseen(record["metrics"]) | {name: record.get(name) for name in COSTS}
         for metric, value in values.items():
             if value is not None:
@@ -71,7 +74,7 @@ def rung_numbers(records: Sequence[dict], data: str, rung: str) -> dict:
     """Counts of heads, and [low, mean, high, items] of every metric and cost of a rung; no interval for few."""
     own = [r for r in records if r["data"] == data and r["rung"] == rung]
     numbers = {}
-    for metric, items in sorted(by_item(records, data, rung).items()):
+    for metric, items in sorted(by_item(heads_of(records, data, rung)).items()):
         values = list(items.values())
         found = bootstrap_interval(values)
         low, mean, high = found if found is not None else (None, sum(values) / len(values), None)
@@ -81,7 +84,7 @@ def rung_numbers(records: Sequence[dict], data: str, rung: str) -> dict:
 
 
 def comparisons(records: Sequence[dict], data: str, pairs: Sequence[tuple[str, str]]) -> list[dict]:
-    """Paired differences of rungs and those before them in the primary metrics, over the items that both have.
+    """Paired differences of rungs and those before them in the primary metrics, over items and seeds that both have.
 
     Args: pairs (rung, rung before it).
     Returns: entries with ``rung``, ``before``, ``metric``, ``items``, ``low``, ``difference``, ``high``, ``p`` (sign
@@ -91,7 +94,8 @@ def comparisons(records: Sequence[dict], data: str, pairs: Sequence[tuple[str, s
     """
     entries = []
     for rung, before in pairs:
-        a, b = by_item(records, data, rung), by_item(records, data, before)
+        heads = [{(r["name"], r["seed"]): r for r in heads_of(records, data, name)} for name in (rung, before)]
+        a, b = (by_item([own[key] for key in own if key in other]) for own, other in (heads, heads[::-1]))
         for metric, (_, sign, _) in primary(data).items():
             both = sorted(set(a.get(metric, {})) & set(b.get(metric, {})))
             if len(both) < 2:

@@ -22,6 +22,7 @@ from ..errors import PortraitError, UsageError
 from ..evaluation.report_metrics import evaluate_portrait
 from ..export.provenance import peak_memory
 from ..files import atomic_path, write_text
+from ..optional import require
 from ..pipeline import PortraitPipeline, run_key
 from ..result import PortraitResult, save_png
 from ..synthetic.views import BENCHMARK_AZIMUTHS
@@ -168,10 +169,16 @@ class Job:
             save_features(self.nets, made.rgb, self.renders / f"{name}.npz")
 
 
+def limit_threads() -> None:
+    """OpenCV keeps to torch's share of the cores, of which it else takes all, in each of the processes side by side."""
+    require("cv2", extra="photo", package="opencv-python-headless").setNumThreads(torch.get_num_threads())
+
+
 def main() -> int:
     """Job on the standard input; errors as one line on the standard error, exit code of `errors`."""
     try:
         job = json.load(sys.stdin)
+        limit_threads()
         with flushed_denormals(), deterministic_algorithms():
             host.set_device(job["device"] or None)
             Job(job).run()
