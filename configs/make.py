@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
         "a preview: the initialization alone with fewer steps, and small files; no public model",
         {
             "system.inversion.latent_steps": 30,
-            "system.inversion.detail_steps": 150,
+            "system.inversion.detail_steps": 100,
             "system.inversion.detail_size": 128,
             "system.inversion.detail_resolution": 160,
             "system.stages": {},

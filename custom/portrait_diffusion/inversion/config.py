@@ -26,7 +26,7 @@ class InversionConfig:
     """Side of those views, pixels."""
     rear_size: int = 64
     """Side of the features that are fitted behind the face, where kept views are the only guide."""
-    detail_steps: int = 300
+    detail_steps: int = 200
     """Steps that fill the detail grid from the photo; cheap, the prior's features are cached. 0 leaves it empty."""
     detail_size: int = 128
     """Side of the photo in the detail stage, pixels."""
@@ -39,7 +39,7 @@ class InversionConfig:
     detail_lr: float = 0.1
     """Adam learning rate of the detail grid."""
     detail_rays: int = 0
-    """Rays a detail step, those of a square of pixels. 0 is half of `detail_size` squared; fewer leave grain."""
+    """Rays a detail step, for want of memory: those of a square of pixels, which costs decibels. 0: the whole photo."""
     detail_thickness: float = 0.07
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
     lambda_rgb: float = 1.0
@@ -74,4 +74,4 @@ class InversionConfig:
     @property
     def detail_side(self) -> int:
         """Side of the square of pixels of a detail step."""
-        return min(int((self.detail_rays or self.detail_size**2 / 2) ** 0.5), self.detail_size)
+        return min(int(self.detail_rays**0.5) or self.detail_size, self.detail_size)
