@@ -28,8 +28,8 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
     if exports:
         require("xatlas", extra="export")
         find_ffmpeg()
-    if exports and config.system.exporter.mesh.target_faces:
-        require("fast_simplification", extra="export", package="fast-simplification")
+        if config.system.exporter.mesh.target_faces:
+            require("fast_simplification", extra="export", package="fast-simplification")
     files = [yunet_path(), *check_prior_files(config.system.prior)]
     published = config.system.prior.type != "bundled"
     if choose_matte(config.data.matte) == "network":

@@ -190,6 +190,11 @@ def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale
             x += total / unit.double()
 
 
+def _widened(x: Tensor, channels: int) -> Tensor:
+    """With zeros up to so many channels, the last dimension; itself where it has them."""
+    return x if x.shape[-1] == channels else F.pad(x, (0, channels - x.shape[-1]))
+
+
 class SampleTriplanes(torch.autograd.Function):
     """Sum of the look-ups of one level over three (the mean of three planes); gradient for the planes only.
 
@@ -211,7 +216,7 @@ class SampleTriplanes(torch.autograd.Function):
         d = planes.shape[3] if planes.ndim == 6 else 1
         n = coords.shape[1]
         wide = triton.next_power_of_2(c)
-        packed = F.pad(planes.movedim(2, -1), (0, wide - c)).contiguous()  # (B, P, [D,] H, W, C)
+        packed = _widened(planes.movedim(2, -1), wide).contiguous()  # (B, P, [D,] H, W, C)
         coords = coords.float().contiguous()
         out = torch.empty(b, n, wide, device=planes.device, dtype=out_dtype)
         axes = pack_axes(plane_axes)
@@ -228,7 +233,7 @@ class SampleTriplanes(torch.autograd.Function):
         (coords,) = ctx.saved_tensors
         grad = torch.zeros(ctx.shape, device=coords.device, dtype=torch.float32)
         if grad_out.numel():
-            pull = F.pad(grad_out, (0, ctx.shape[-1] - ctx.channels)).contiguous()
+            pull = _widened(grad_out, ctx.shape[-1]).contiguous()
             with torch.cuda.device_of(grad):
                 launch_scatter((grad,), coords, pull, 0, 1 / 3, ctx.sizes)
         return grad[..., : ctx.channels].movedim(-1, 2).to(ctx.dtype), None, None, None
