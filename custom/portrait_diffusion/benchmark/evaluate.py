@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--hpdm", default="", help="folder of a trained HPDM, for the rungs that use one")
     p.add_argument("--clip", default="", help="folder of a CLIP model (transformers): adds CLIP-I")
     p.add_argument("--arcface", default="", help="ArcFace recogniser (.onnx, 112 pixels): adds ID")
+    p.add_argument("--lpips", default="", help="torchvision's AlexNet (alexnet-owt-7be5be79.pth): adds canonical LPIPS")
     p.add_argument("--size", type=int, help="side of the compared pictures without a set (default 128)")
     p.add_argument("--jobs", type=int, default=1, help="items at a time, sharing the cores (default 1)")
     p.add_argument("--collect", action="store_true", help="run nothing, only summarise the records that are there")
@@ -73,7 +74,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, dict]:
         raise UsageError(f"Profile '{args.profile}': {error}.") from error
     seeds = args.seeds or profile["seeds"]
     plan = Plan(args.out, items, seeds, rungs, args.set, args.photos, size, scope, args.device, args.jobs,
-                args.clip, args.arcface)  # fmt: skip
+                args.clip, args.arcface, args.lpips)  # fmt: skip
     told = {"profile": args.profile, "rows": rows, "seeds": seeds, "size": size, "scope": vars(scope),
             "jobs": args.jobs, "set": set_hash()}  # fmt: skip
     return plan, told

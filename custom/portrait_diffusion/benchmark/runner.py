@@ -21,7 +21,7 @@ from .measure import Scope
 from .records import Item, available_cores, commit, digest, find_photos, read_record
 from .truth import check_group, group_of, set_hash, shard
 
-MEASURES = 2
+MEASURES = 3
 """Increase when the same head gives other numbers."""
 _log = logging.getLogger("portrait_diffusion")
 
@@ -32,8 +32,8 @@ class Plan:
 
     Attributes: out: folder of results; items; seeds; rungs; set: folder of the synthetic set, None for photos alone;
         photos: folder of photos; size of the compared pictures; scope of the measurements; device, "" for the first GPU
-        or the CPU; jobs: processes; clip, arcface: the user's weights (`evaluation.canonical`); not_run: rungs that
-        cannot run here, and why.
+        or the CPU; jobs: processes; clip, arcface, lpips: the user's weights (`evaluation.canonical`); not_run: rungs
+        that cannot run here, and why.
     """
 
     out: Path
@@ -48,6 +48,7 @@ class Plan:
     jobs: int = 1
     clip: str = ""
     arcface: str = ""
+    lpips: str = ""
     not_run: dict[str, str] = field(default_factory=dict)
 
     def photo_of(self, item: Item) -> Path:
@@ -109,7 +110,7 @@ def rung_key(rung: Rung) -> list:
 def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
     """What a result belongs to: configuration and weights (`rung_key`), input, and the way of measuring."""
     source = photo_sha256 if item.data == "photos" else set_hash([item.data])
-    canonical = [files_of(plan.clip), files_of(plan.arcface)]
+    canonical = [files_of(plan.clip), files_of(plan.arcface), files_of(plan.lpips)]
     return digest(own, source, MEASURES, plan.size, asdict(plan.scope), canonical)
 
 
@@ -133,7 +134,7 @@ def jobs_of(plan: Plan) -> list[dict]:
                     "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
                     "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
                     "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
-                    "clip": plan.clip, "arcface": plan.arcface,
+                    "clip": plan.clip, "arcface": plan.arcface, "lpips": plan.lpips,
                 })  # fmt: skip
     return jobs
 

@@ -27,7 +27,8 @@ OTHERS = {
     "laplacian_ratio.unseen": ("Laplacian ratio unseen", 0, 2), "band_ratio_3.unseen": ("top band ratio unseen", 0, 2),
     "flicker_front": ("flicker front", -1, 4), "flicker_back": ("flicker back", -1, 4), "pose_deg": ("pose °", -1, 1),
     "fd_efflite0": ("FD EffLite0", -1, 1), "clip_i.unseen": ("CLIP-I unseen", 1, 4),
-    "arcface_id.side": ("ID side", 1, 3),
+    "arcface_id.side": ("ID side", 1, 3), "dlib_l2.side": ("dlib L2 side", -1, 2),
+    "lpips.unseen": ("LPIPS unseen", -1, 3),
 }  # fmt: skip
 """Likewise, shown and not tested; 0: best near 1."""
 PHOTO_PRIMARY = {
@@ -36,6 +37,14 @@ PHOTO_PRIMARY = {
     "janus_rate": PRIMARY["janus_rate"], "photo_psnr_db": PRIMARY["photo_psnr_db"],
 }  # fmt: skip
 """What rungs are compared in on photos, which have no truth."""
+PHOTO_OTHERS = {
+    "dlib_l2.front": ("dlib L2 front", -1, 2), "dlib_l2.plus30": ("dlib L2 +30°", -1, 2),
+    "dlib_l2.minus30": ("dlib L2 −30°", -1, 2), "flicker_front": OTHERS["flicker_front"],
+    "flicker_back": OTHERS["flicker_back"], "lpips": ("LPIPS of the photo", -1, 3), "clip_i": ("CLIP-I", 1, 4),
+    "arcface_id.front": ("ID front", 1, 3), "arcface_id.plus30": ("ID +30°", 1, 3),
+    "arcface_id.minus30": ("ID −30°", 1, 3),
+}  # fmt: skip
+"""Likewise, shown and not tested."""
 COSTS = ("seconds", "denoiser_rows", "peak_host_gb", "peak_device_gb")
 
 
@@ -49,7 +58,7 @@ def with_unseen(metrics: dict) -> dict:
     out = dict(metrics)
     for name in {key.removesuffix(".back") for key in metrics if key.endswith(".back")}:
         values = [metrics.get(f"{name}.{part}") for part in UNSEEN]
-        if name not in ("sface", "landmarks", "face_found", "arcface_id"):
+        if name not in ("sface", "dlib_l2", "landmarks", "face_found", "arcface_id"):
             out[f"{name}.unseen"] = None if None in values else sum(values) / len(values)
     return out
 

@@ -1,5 +1,5 @@
 """Markdown tables of a run's numbers; none of them is typed by hand."""
-from .summary import OTHERS, primary
+from .summary import OTHERS, PHOTO_OTHERS, primary
 
 TITLES = {
     "test": "Synthetic, unseen assets (test)", "dev": "Synthetic, unseen assets (development)",
@@ -76,8 +76,7 @@ def page(summary: dict) -> str:
     for data, part in summary["data"].items():
         blocks += [f"### {TITLES.get(data, data)}: {part['items']} {'photos' if data == 'photos' else 'subjects'}",
                    rung_table(part, primary(data), data)]  # fmt: skip
-        if data != "photos":
-            blocks.append(rung_table(part, OTHERS, data))
+        blocks.append(rung_table(part, PHOTO_OTHERS if data == "photos" else OTHERS, data))
         if part["comparisons"]:
             blocks += ["Against the rung before:", comparison_table(part, data)]
         blocks.append(cost_table(part))

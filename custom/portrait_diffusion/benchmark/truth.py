@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,12 +95,17 @@ class Pictures:
 
 @dataclass
 class Truth:
-    """One subject. Attributes: pictures, cameras; hair (V, 1, S, S) 1 on hair; photo: file of the input view, RGBA."""
+    """One subject.
+
+    Attributes: pictures, cameras; hair (V, 1, S, S) 1 on hair; photo: file of the input view, RGBA; faces: what
+        `measure.face_metrics` has found in the views, by row.
+    """
 
     pictures: Pictures
     cameras: Cameras
     hair: Tensor
     photo: Path
+    faces: dict[int, Any] = field(default_factory=dict)
 
     def rows(self, kept: list[int]) -> "Truth":
         """The same with some of the views."""

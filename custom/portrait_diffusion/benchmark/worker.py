@@ -26,7 +26,18 @@ from ..optional import require
 from ..pipeline import PortraitPipeline, run_key
 from ..result import PortraitResult, save_png
 from ..synthetic.views import BENCHMARK_AZIMUTHS
-from .measure import Nets, Scope, consistency_metrics, film_metrics, finite, head_metrics, photo_metrics, render_views
+from .measure import (
+    Nets,
+    Scope,
+    consistency_metrics,
+    film_metrics,
+    finite,
+    head_metrics,
+    likeness_metrics,
+    photo_metrics,
+    photo_view,
+    render_views,
+)  # fmt: skip
 from .records import Item, write_record
 from .truth import Cameras, Pictures, Truth, load_truth
 
@@ -80,7 +91,7 @@ class Job:
         self.rungs, self.photo, self.size = job["rungs"], Path(job["photo"]), job["size"]
         self.device = host.get_device()
         self.scope = Scope(**job["scope"])
-        self.nets = Nets.load(self.device, self.scope, job["clip"], job["arcface"])
+        self.nets = Nets.load(self.device, self.scope, job["clip"], job["arcface"], job["lpips"])
         self.truth: Truth | None = None
         if job["set"]:
             whole = load_truth(Path(job["set"]), self.item.data, int(self.item.name), self.device)
@@ -155,6 +166,7 @@ class Job:
             for name in ("psnr_db", "stlpips_alex"):  # of the photo's own camera, as of synthetic subjects
                 found[f"photo_{name}"] = found.pop(name)
             made = render_views(result.render_fn, cameras, self.size)
+            found |= likeness_metrics(made, *photo_view(result, self.size)[:2], cameras, self.nets)
             found |= consistency_metrics(made, cameras, self.nets)
             metrics = finite(found | film_metrics(result.render_fn, self.size, self.scope.film, self.device), reasons)
         self._keep(made, cameras, f"{rung}-s{self.seed}")
