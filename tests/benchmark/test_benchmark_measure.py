@@ -95,12 +95,12 @@ def test_the_input_view_is_never_averaged_with_others():
 
 def test_faces_are_compared_where_both_are_found(truth, monkeypatch):
     x = torch.tensor([0.6, 0.8]).numpy()
-    seen = iter([x, None, x, x] * 20)
-    monkeypatch.setattr(measure, "sface_embedding", lambda picture: next(seen))
     face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
-    monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
+    seen = iter([face, None, face, face] * 20)
+    monkeypatch.setattr(measure, "sface_of", lambda picture, face: x)
+    monkeypatch.setattr(measure, "largest_face", lambda picture: (picture, next(seen)))
     fresh = truth.rows(list(range(len(truth.cameras.azimuth))))  # nothing is known of its faces yet
-    found = measure.face_metrics(truth.pictures, fresh, Nets(dlib=lambda picture: np.array([picture.mean()])))
+    found = measure.face_metrics(truth.pictures, fresh, Nets(dlib=SimpleNamespace(of=lambda *face: x)))
     assert [math.isnan(v) for v in found["dlib_l2"][:3]] == [True, False, True] and found["dlib_l2"][1] == 0
     assert [math.isnan(v) for v in found["sface"][:3]] == [True, False, True]
     assert found["sface"][1] == pytest.approx(1) and found["landmarks"][1] == 0
@@ -127,12 +127,12 @@ def test_weights_of_the_user_take_a_reason_away(monkeypatch):
 
 def test_likeness_to_a_photo(truth, monkeypatch):
     """Recognisers that know a picture by its mean: views 0 and 30 are the photo, -30 is another."""
-    monkeypatch.setattr(measure, "sface_embedding", lambda picture: torch.ones(1).numpy())
     face = identity.Face(torch.zeros(4).numpy(), torch.rand(5, 2).numpy(), 0.9)
-    monkeypatch.setattr(measure, "detect_faces", lambda picture: [face])
+    monkeypatch.setattr(measure, "sface_of", lambda picture, face: np.ones(1))
+    monkeypatch.setattr(measure, "largest_face", lambda picture: (picture, face))
 
-    def means(picture):
-        return np.array([picture.mean() / 255])
+    means = SimpleNamespace(of=lambda picture, face: np.array([picture.mean() / 255]))
+    sure = SimpleNamespace(of=lambda picture, face: np.ones(1))
 
     def unit(pictures):
         return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=1)
@@ -143,7 +143,7 @@ def test_likeness_to_a_photo(truth, monkeypatch):
     views[at[0]] = views[at[30]] = 0.6
     made = SimpleNamespace(rgb=views)
     photo = torch.full((1, 3, 32, 32), 0.6)
-    nets = Nets(dlib=means, arcface=lambda p: means(p) / means(p), clip=unit, lpips=lambda a, b: (a - b).abs().mean())
+    nets = Nets(dlib=means, arcface=sure, clip=unit, lpips=lambda a, b: (a - b).abs().mean())
     found = measure.likeness_metrics(made, photo - 0.1, photo, cameras, nets)
     assert found["dlib_l2.front"] == found["dlib_l2.plus30"] == 0
     assert found["dlib_l2.minus30"] == pytest.approx(0.4, abs=0.01) and found["arcface_id.minus30"] == 1

@@ -4,7 +4,9 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from .. import host
@@ -15,7 +17,7 @@ from .gallery import write_gallery
 from .ladder import LADDER, make_rungs, read_ladder
 from .measure import Scope
 from .plots import write_plots
-from .records import Item, versions
+from .records import Item, available_cores, versions
 from .runner import Plan, collect, items_of, run, view_size
 from .summary import frechet, summarise
 from .tables import page
@@ -88,12 +90,15 @@ def command_of(argv: Sequence[str]) -> str:
 def summary_of(plan: Plan, records: list[dict], told: dict, command: str) -> dict:
     """Contents of ``ladder.json``."""
     data = summarise(records, plan.rungs, plan.not_run)
-    for name, part in data.items():
-        items = [Item(name, r) for r in dict.fromkeys(r["name"] for r in records if r["data"] == name)]
-        for rung, numbers in part["rungs"].items():
-            distance = frechet(plan.out, items, rung, plan.seeds) if name != "photos" else None
-            if distance is not None:
-                numbers["numbers"]["fd_efflite0"] = [None, distance, None, len(items)]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for name, part in data.items():
+            if name == "photos":
+                continue
+            items = [Item(name, r) for r in dict.fromkeys(r["name"] for r in records if r["data"] == name)]
+            distances = pool.map(partial(frechet, plan.out, items, seeds=plan.seeds), part["rungs"])
+            for numbers, distance in zip(part["rungs"].values(), distances):
+                if distance is not None:
+                    numbers["numbers"]["fd_efflite0"] = [None, distance, None, len(items)]
     rungs = {
         rung.name: {"adds": rung.adds, "after": rung.after, "predicted_rows": denoiser_rows(rung.config["system"])}
         for rung in plan.rungs

@@ -19,7 +19,7 @@ from ..evaluation.consistency import flicker, warp_error
 from ..evaluation.distribution import EfficientNetLite0
 from ..evaluation.dlib_identity import DlibFaces, descriptor_distance
 from ..evaluation.geometry import depth_error, landmark_error, normal_error, surface_distance
-from ..evaluation.identity import BACK_AZIMUTH_DEG, behind_scores, detect_faces, janus_rate, sface_embedding
+from ..evaluation.identity import BACK_AZIMUTH_DEG, behind_scores, janus_rate, largest_face, sface_of
 from ..evaluation.report_metrics import load_perceptual
 from ..evaluation.stlpips import find_weights
 from ..export.renders import RenderFn
@@ -76,9 +76,9 @@ class Nets:
 
     perceptual: dict[str, Callable] = field(default_factory=dict)
     features: Callable | None = None
-    dlib: Callable | None = None
+    dlib: DlibFaces | None = None
     clip: Callable | None = None
-    arcface: Callable | None = None
+    arcface: ArcFace | None = None
     lpips: Callable | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -175,7 +175,7 @@ def _hwc(picture: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FaceFound:
-    """What recognisers say of a picture's face; None where there is none. ``landmarks`` (5, 2) in pixels."""
+    """What recognisers say of a picture's face; None where there is none. ``landmarks`` (5, 2), any unit."""
 
     sface: np.ndarray | None
     landmarks: np.ndarray | None = None
@@ -185,11 +185,11 @@ class FaceFound:
     @classmethod
     def of(cls, picture: np.ndarray, nets: Nets) -> "FaceFound":
         """Of a picture (H, W, 3) uint8."""
-        sface = sface_embedding(picture)
-        if sface is None:
+        picture, face = largest_face(picture)
+        if face is None:
             return cls(None)
-        others = [net(picture) if net is not None else None for net in (nets.dlib, nets.arcface)]
-        return cls(sface, detect_faces(picture)[0].landmarks, *others)
+        others = [net.of(picture, face) if net is not None else None for net in (nets.dlib, nets.arcface)]
+        return cls(sface_of(picture, face), face.landmarks, *others)
 
     def likeness(self, other: "FaceFound") -> dict[str, float]:
         """``sface`` and ``arcface_id`` (cosines), ``dlib_l2`` (a distance); without what either lacks."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import EnvironmentProblem, UsageError
 from ..files import sha256_file
 from ..optional import require
+from ..photo.detect import Face
 from .identity import largest_face
 from .stlpips import INPUT_SCALE, INPUT_SHIFT
 
@@ -91,10 +92,12 @@ class ArcFace:
 
     def __call__(self, image: np.ndarray | Tensor) -> np.ndarray | None:
         """(D,) unit vector of the largest face of a picture (H, W, 3) in [0, 1] or uint8; None without a face."""
-        cv2 = require("cv2", extra="photo", package="opencv-python-headless")
         picture, face = largest_face(image)
-        if face is None:
-            return None
+        return None if face is None else self.of(picture, face)
+
+    def of(self, picture: np.ndarray, face: Face) -> np.ndarray:
+        """(D,) unit vector of a face found by `identity.largest_face`, with the picture it returned."""
+        cv2 = require("cv2", extra="photo", package="opencv-python-headless")
         shift = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])  # OpenCV puts the first pixel's centre at 0
         whole = np.vstack([template_matrix(face.landmarks), [0, 0, 1]])
         matrix = (shift @ whole @ np.linalg.inv(shift))[:2]

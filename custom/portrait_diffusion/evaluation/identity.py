@@ -111,8 +111,11 @@ def sface_embedding(image: np.ndarray | torch.Tensor) -> np.ndarray | None:
     Raises: as `detect_faces`.
     """
     picture, face = largest_face(image)
-    if face is None:
-        return None
+    return None if face is None else sface_of(picture, face)
+
+
+def sface_of(picture: np.ndarray, face: Face) -> np.ndarray:
+    """SFace embedding (128,) float64 of length 1 of a face found by `largest_face`, with the picture it returned."""
     row = np.concatenate([face.box, face.landmarks.reshape(-1), [face.score]]).astype(np.float32)
     recogniser = _recogniser()
     embedding = recogniser.feature(recogniser.alignCrop(np.ascontiguousarray(picture[..., ::-1]), row[None]))
