@@ -194,7 +194,7 @@ class PortraitPipeline:
 
 
 STAGE_KEYS = (
-    "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "restoration_resolution",
+    "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "scheduler", "restoration_resolution",
     "restoration_blur", "restoration_reach", "detail_preservation", "preservation_thickness", "preservation_facing",
 )  # fmt: skip
 """Keys of the system that matter to the stages after the initialization alone."""

@@ -93,6 +93,8 @@ class SystemConfig:
         "name": "Adam", "args": {"lr": 0.02, "betas": [0.9, 0.99]}, "params": {"geometry.restoration": {}},
     })  # fmt: skip
     """Optimizer of the stages: name, args and, by attribute path, params."""
+    scheduler: dict | None = None
+    """Learning rate over the steps of the stages: name (of torch.optim.lr_scheduler), args, interval; null keeps it."""
     restoration_resolution: int = 96
     """Edge of the grid that the stages change, voxels."""
     restoration_blur: float = 0.0
