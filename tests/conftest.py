@@ -21,6 +21,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def deterministic():
+    """PyTorch's switch, on; operations that have no deterministic twin only warn."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="module")
 def photo_prepared_once():
     """The pipeline prepares each photo once in a module: detection and matting are not what is tested there."""

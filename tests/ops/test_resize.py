@@ -5,13 +5,6 @@ import torch.nn.functional as F
 from portrait_diffusion.ops.resize import resized
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("size", [(64, 64), (17, 40), (12, 20), (5, 50)])
 def test_both_ways_agree_in_value_and_gradient(deterministic, size):
     x = torch.rand(2, 3, 12, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)

@@ -142,14 +142,6 @@ def test_as_an_implementation_of_sampling():
         tp.sample_planes(planes, coords.requires_grad_(True), implementation="triton")
 
 
-@pytest.fixture
-def deterministic():
-    """PyTorch's switch, on; operations that have no deterministic twin only warn."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def gradient_of(sampler, planes, coords, pull) -> torch.Tensor:
     """Gradient of the planes for a gradient (B,N,C) of the samples."""
     leaf = planes.clone().requires_grad_(True)

@@ -109,6 +109,22 @@ def test_stopping_in_a_stage_gives_the_head_so_far_and_goes_on_later(model, prio
     assert torch.equal(whole.geometry.restoration, unbroken.geometry.restoration)
 
 
+def test_a_learning_rate_that_falls_goes_on_where_it_was(model, prior, tmp_path):
+    """With lr 0 from step 2 on the grid stays as two steps made it, also in a run that is taken up again there."""
+    stage = {"resolution": [16], "reference_every": 0, "views_every": 0, "guidance": 0,
+             "loss": {"lambda_sparsity": 1.0}}  # fmt: skip
+    falling = {"name": "LinearLR", "interval": "step",
+               "args": {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 2}}  # fmt: skip
+
+    def grid(steps: int, scheduler: dict | None, out=None):
+        stages = {"restore": {**stage, "steps": 2}, "refine": {**stage, "steps": steps}}
+        made = pipeline(model, prior, stages, scheduler=scheduler)
+        return made.run(PHOTO, out).geometry.restoration.detach()
+
+    short, long, steady = grid(0, falling, tmp_path), grid(3, falling, tmp_path), grid(3, None)
+    assert float(short.abs().max()) > 0 and torch.equal(short, long) and not torch.equal(long, steady)
+
+
 def test_other_stages_keep_the_initialization(model, prior, tmp_path, monkeypatch):
     pipeline(model, prior, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
     (first,) = (tmp_path / "ckpts").glob("inversion-*.pt")
