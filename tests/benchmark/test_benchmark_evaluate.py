@@ -1,4 +1,5 @@
 """The command as a user runs it: a small ladder on a photo, in real processes, twice."""
+import argparse
 import json
 from pathlib import Path
 
@@ -111,3 +112,10 @@ def test_a_small_ladder_from_photo_to_gallery(tmp_path, capsys):
     assert cli.main(words) == 0
     again = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert {(r["name"], r["rung"]): r.get("metrics") for r in again} == {k: r.get("metrics") for k, r in by.items()}
+
+
+def test_a_shard_is_two_numbers():
+    assert evaluate.shard("2/3") == (2, 3) and evaluate.parser().parse_args(["out"]).shard == (1, 1)
+    for wrong in ("0/2", "3/2", "1", "a/b", "-1/2", "1/2/3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="K/N"):
+            evaluate.shard(wrong)

@@ -1,9 +1,7 @@
 """Running the ladder: what is done is not done again, what cannot be done says why, and processes are heard out."""
 import json
-import signal
-import subprocess
+import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 from portrait_diffusion.benchmark import runner
@@ -20,7 +18,7 @@ class Worker:
     def __init__(self, fail_at=None):
         self.asked, self.fail_at = [], fail_at
 
-    def __call__(self, job, threads):
+    def __call__(self, job, threads, heard):
         item = Item(**job["item"])
         for rung in job["rungs"]:
             asked = (item.name, job["seed"], rung["name"])
@@ -29,7 +27,6 @@ class Worker:
             self.asked.append(asked)
             record = {"status": "ok", "metrics": {"psnr_db.back": 20.0}, "reasons": {}, "key": rung["key"]}
             write_record(runner.Path(job["out"]), item, rung["name"], job["seed"], record)
-        return {"told": item.name, "lines": []}
 
 
 @pytest.fixture
@@ -99,10 +96,10 @@ def test_jobs_run_side_by_side_and_share_the_cores(plan):
     together, threads = threading.Barrier(2), []
 
     class Meeting(Worker):
-        def __call__(self, job, count):
+        def __call__(self, job, count, heard):
             threads.append(count)
             together.wait(timeout=30)  # breaks unless two run at the same time
-            return super().__call__(job, count)
+            super().__call__(job, count, heard)
 
     plan.jobs = 2
     assert len(runner.run(plan, Meeting())) == 8 and threads == [2] * 4
@@ -122,30 +119,73 @@ def test_a_record_is_found_by_its_key_only(tmp_path):
 JOB = {"item": {"data": "test", "name": "3"}, "seed": 1}
 
 
+def worker_says(monkeypatch, code):
+    """A process that runs some Python in the place of the worker."""
+    monkeypatch.setattr(runner, "worker_command", lambda: [sys.executable, "-c", code])
+
+
 @pytest.mark.parametrize(
-    ("code", "error", "kind", "words"),
-    [(2, "error: bad photo", UsageError, "test 3, seed 1: bad photo"),
-     (3, "error: no package", EnvironmentProblem, "no package"),
-     (-signal.SIGKILL, "", OutOfMemory, "fewer --jobs"),
-     (1, "Traceback\nValueError: odd", PortraitError, "exit code 1")],
+    ("end", "error", "kind", "words"),
+    [("sys.exit(2)", "error: bad photo", UsageError, "test 3, seed 1: bad photo"),
+     ("sys.exit(3)", "error: no package", EnvironmentProblem, "no package"),
+     ("os.kill(os.getpid(), 9)", "", OutOfMemory, "fewer --jobs"),
+     ("sys.exit(1)", "Traceback\nValueError: odd", PortraitError, "exit code 1")],
 )  # fmt: skip
-def test_what_a_process_ends_with_is_told(code, error, kind, words, monkeypatch):
-    done = SimpleNamespace(returncode=code, stdout="", stderr=error)
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
+def test_what_a_process_ends_with_is_told(end, error, kind, words, monkeypatch):
+    worker_says(monkeypatch, f"import os, sys; sys.stderr.write({error!r} + chr(10)); sys.stderr.flush(); {end}")
     with pytest.raises(kind, match=words):
-        runner.run_job(JOB, 1)
+        runner.run_job(JOB, 1, print)
 
 
-def test_a_process_gets_its_job_and_threads(monkeypatch):
-    seen = {}
+def test_a_process_gets_its_job_and_threads_and_is_heard_at_once(monkeypatch, tmp_path):
+    code = f"""
+import json, os, pathlib, sys, time
+job = json.load(sys.stdin)
+print("init: ok, 1.0 s", flush=True)
+while not pathlib.Path({str(tmp_path / "heard")!r}).exists():
+    time.sleep(0.01)
+sys.stderr.write("x" * 200_000)  # more than a pipe holds
+print(job["seed"], os.environ["OMP_NUM_THREADS"], "portrait" in os.environ["PYTHONPATH"] or "custom", flush=True)
+"""
+    worker_says(monkeypatch, code)
+    lines = []
 
-    def process(command, input, env, **kwargs):
-        seen.update(json.loads(input), threads=env["OMP_NUM_THREADS"], module=command[-1])
-        return SimpleNamespace(returncode=0, stdout="init: ok\n", stderr="")
+    def heard(line):
+        lines.append(line)
+        (tmp_path / "heard").touch()  # the process waits for it
 
-    monkeypatch.setattr(subprocess, "run", process)
-    assert runner.run_job(JOB, 3) == {"told": "test 3, seed 1", "lines": ["init: ok"]}
-    assert seen == {**JOB, "threads": "3", "module": "portrait_diffusion.benchmark.worker"}
+    runner.run_job(JOB, 3, heard)
+    assert lines[0] == "test 3, seed 1: init: ok, 1.0 s" and lines[1].startswith("test 3, seed 1: 1 3 ")
+
+
+def test_heads_are_counted_as_they_get_done(plan, caplog):
+    def start(job, threads, heard):
+        heard(f"{job['item']['name']}, seed {job['seed']}: init: ok, 2.5 s")
+        heard("a library's chatter")
+        Worker()(job, threads, heard)
+
+    with caplog.at_level("INFO", logger="portrait_diffusion"):
+        runner.run(plan, start)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:2] == ["1 of 8: a.png, seed 0: init: ok, 2.5 s", "a library's chatter"]
+    assert [line.split()[0] for line in said[::2]] == ["1", "2", "3", "4"]
+
+
+def test_shards_are_all_of_it_and_each_a_part(plan):
+    parts = []
+    for k in (1, 2, 3):
+        plan.shard = (k, 3)
+        worker = Worker()
+        runner.run(plan, worker)
+        parts.append({asked[:2] for asked in worker.asked})
+    assert sorted(p for part in parts for p in part) == [(n, s) for n in ("a.png", "b.png") for s in (0, 1)]
+    assert [len(part) for part in parts] == [2, 1, 1] and parts[0] == {("a.png", 0), ("b.png", 1)}
+    plan.shard = (1, 1)
+    assert len(runner.run(plan, Worker())) == 8
+
+
+def test_whole_seeds_come_first(plan):
+    assert [job["seed"] for job in runner.jobs_of(plan)] == [0, 0, 1, 1]
 
 
 def test_opencv_keeps_to_the_share_of_a_process():

@@ -26,6 +26,14 @@ from .truth import GROUPS, set_hash
 _log = logging.getLogger("portrait_diffusion")
 
 
+def shard(text: str) -> tuple[int, int]:
+    """(K, N) of "K/N". Raises: argparse.ArgumentTypeError unless 1 <= K <= N."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, such as 1/2; got '{text}'")
+    return int(first), int(count)
+
+
 def parser() -> argparse.ArgumentParser:
     """Options."""
     p = argparse.ArgumentParser(
@@ -48,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lpips", default="", help="torchvision's AlexNet (alexnet-owt-7be5be79.pth): adds canonical LPIPS")
     p.add_argument("--size", type=int, help="side of the compared pictures without a set (default 128)")
     p.add_argument("--jobs", type=int, default=1, help="items at a time, sharing the cores (default 1)")
+    p.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N",
+                   help="only the K-th of N parts of the heads, for N cards or machines; --collect joins them")
     p.add_argument("--collect", action="store_true", help="run nothing, only summarise the records that are there")
     p.add_argument("--device", default="", help="cpu, cuda or cuda:N (default: the first CUDA GPU, else the CPU)")
     return p
@@ -76,7 +86,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, dict]:
         raise UsageError(f"Profile '{args.profile}': {error}.") from error
     seeds = args.seeds or profile["seeds"]
     plan = Plan(args.out, items, seeds, rungs, args.set, args.photos, size, scope, args.device, args.jobs,
-                args.clip, args.arcface, args.lpips)  # fmt: skip
+                args.clip, args.arcface, args.lpips, args.shard)  # fmt: skip
     told = {"profile": args.profile, "rows": rows, "seeds": seeds, "size": size, "scope": vars(scope),
             "jobs": args.jobs, "set": set_hash()}  # fmt: skip
     return plan, told

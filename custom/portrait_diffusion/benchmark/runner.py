@@ -1,11 +1,15 @@
 """Runs rungs over items and seeds, in processes side by side; what is recorded is not run again."""
+import contextlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -23,6 +27,8 @@ from .truth import check_group, group_of, set_hash, shard
 
 MEASURES = 3
 """Increase when the same head gives other numbers."""
+HEAD_DONE = re.compile(r": (ok|refused|failed), [\d.]+ s$")
+"""What a process says of a head that it has made."""
 _log = logging.getLogger("portrait_diffusion")
 
 
@@ -33,7 +39,7 @@ class Plan:
     Attributes: out: folder of results; items; seeds; rungs; set: folder of the synthetic set, None for photos alone;
         photos: folder of photos; size of the compared pictures; scope of the measurements; device, "" for the first GPU
         or the CPU; jobs: processes; clip, arcface, lpips: the user's weights (`evaluation.canonical`); not_run: rungs
-        that cannot run here, and why.
+        that cannot run here, and why; shard (k, n): only every n-th job, from the k-th on.
     """
 
     out: Path
@@ -49,6 +55,7 @@ class Plan:
     clip: str = ""
     arcface: str = ""
     lpips: str = ""
+    shard: tuple[int, int] = (1, 1)
     not_run: dict[str, str] = field(default_factory=dict)
 
     def photo_of(self, item: Item) -> Path:
@@ -115,53 +122,75 @@ def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
 
 
 def jobs_of(plan: Plan) -> list[dict]:
-    """Jobs of what is missing, one an item and seed; rungs that cannot run here are noted in ``plan.not_run``."""
+    """Jobs of what is missing in the plan's shard, one an item and seed, seed after seed.
+
+    Rungs that cannot run here are noted in ``plan.not_run``.
+    """
     plan.not_run = {rung.name: reason for rung in plan.rungs if (reason := why_not(rung))}
     runnable = [rung for rung in plan.rungs if rung.name not in plan.not_run]
     own, revision = {rung.name: rung_key(rung) for rung in runnable}, commit()
     jobs = []
-    for item in plan.items:
-        sha256 = sha256_file(plan.photo_of(item))
-        keys = {name: result_key(plan, key, item, sha256) for name, key in own.items()}
-        for seed in plan.seeds:
-            missing = [
-                {"name": rung.name, "config": rung.config, "key": keys[rung.name], "commit": revision}
-                for rung in runnable
-                if read_record(plan.out, item, rung.name, seed, keys[rung.name]) is None
-            ]
-            if missing:
-                jobs.append({
-                    "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
-                    "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
-                    "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
-                    "clip": plan.clip, "arcface": plan.arcface, "lpips": plan.lpips,
-                })  # fmt: skip
+    hashes = {item: sha256_file(plan.photo_of(item)) for item in plan.items}
+    (first, step), each = plan.shard, itertools.product(plan.seeds, plan.items)
+    for seed, item in itertools.islice(each, first - 1, None, step):
+        keys = {name: result_key(plan, key, item, hashes[item]) for name, key in own.items()}
+        missing = [
+            {"name": rung.name, "config": rung.config, "key": keys[rung.name], "commit": revision}
+            for rung in runnable
+            if read_record(plan.out, item, rung.name, seed, keys[rung.name]) is None
+        ]
+        if missing:
+            jobs.append({
+                "out": str(plan.out), "item": asdict(item), "seed": seed, "rungs": missing,
+                "photo": str(plan.photo_of(item)), "set": str(plan.set) if item.data != "photos" else "",
+                "size": plan.size, "scope": asdict(plan.scope), "device": plan.device,
+                "clip": plan.clip, "arcface": plan.arcface, "lpips": plan.lpips,
+            })  # fmt: skip
     return jobs
 
 
-def run_job(job: dict, threads: int) -> dict:
+def worker_command() -> list[str]:
+    """Command of the process that makes and measures the heads of a job."""
+    return [sys.executable, "-m", "portrait_diffusion.benchmark.worker"]
+
+
+def run_job(job: dict, threads: int, heard: Callable[[str], None]) -> None:
     """One job in a process of its own with so many threads.
 
+    Args: heard: told each line that the process prints, as soon as it does.
     Raises: the PortraitError that the process ended with; OutOfMemory if the system killed it.
     """
-    command = [sys.executable, "-m", "portrait_diffusion.benchmark.worker"]
     packages = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True)
     told = f"{job['item']['data']} {job['item']['name']}, seed {job['seed']}"
-    if done.returncode == 0:
-        return {"told": told, "lines": done.stdout.splitlines()}
-    if done.returncode == -signal.SIGKILL:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            worker_command(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        with process:
+            try:
+                with contextlib.suppress(BrokenPipeError), process.stdin:
+                    process.stdin.write(json.dumps(job))
+                for line in process.stdout:
+                    heard(f"{told}: {line.rstrip()}")
+            except BaseException:
+                process.kill()
+                raise
+        errors.seek(0)
+        said = errors.read()
+    if process.returncode == 0:
+        return
+    if process.returncode == -signal.SIGKILL:
         raise OutOfMemory(f"The process for {told} was killed, probably for lack of memory; use fewer --jobs.")
-    last = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
+    last = (said.strip().splitlines() or [""])[-1].removeprefix("error: ")
     for kind in (UsageError, EnvironmentProblem, OutOfMemory):
-        if done.returncode == kind.exit_code:
+        if process.returncode == kind.exit_code:
             raise kind(f"{told}: {last}")
-    raise PortraitError(f"The process for {told} ended with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    raise PortraitError(f"The process for {told} ended with exit code {process.returncode}:\n{said[-4000:]}")
 
 
-def in_parallel(work: Callable[[Any], dict], things: list, jobs: int) -> Iterator[tuple[Any, dict]]:
+def in_parallel(work: Callable[[Any], Any], things: list, jobs: int) -> Iterator[tuple[Any, Any]]:
     """(thing, result) as each gets done, `jobs` at a time. The first error stops what has not begun and is raised."""
     pool = ThreadPoolExecutor(jobs)
     futures = {pool.submit(work, thing): thing for thing in things}
@@ -172,8 +201,8 @@ def in_parallel(work: Callable[[Any], dict], things: list, jobs: int) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def run(plan: Plan, start: Callable[[dict, int], dict] = run_job) -> list[dict]:
-    """Run what is missing and return all records of the plan, in its order.
+def run(plan: Plan, start: Callable[[dict, int, Callable[[str], None]], None] = run_job) -> list[dict]:
+    """Run what is missing of the plan's shard and return all records of the plan that are there, in its order.
 
     Raises: UsageError for jobs out of range; what `run_job` raises.
     """
@@ -181,8 +210,12 @@ def run(plan: Plan, start: Callable[[dict, int], dict] = run_job) -> list[dict]:
     if not 1 <= plan.jobs <= cores:
         raise UsageError(f"--jobs must be between 1 and {cores}, the number of cores; got {plan.jobs}.")
     threads, todo = cores // plan.jobs, jobs_of(plan)
-    for number, (job, done) in enumerate(in_parallel(lambda job: start(job, threads), todo, plan.jobs), 1):
-        _log.info("%d of %d: %s: %s", number, len(todo), done["told"], "; ".join(done["lines"]))
+    heads, done = sum(len(job["rungs"]) for job in todo), itertools.count(1)
+
+    def heard(line: str) -> None:
+        _log.info("%s%s", f"{next(done)} of {heads}: " if HEAD_DONE.search(line) else "", line)
+
+    for job, _ in in_parallel(lambda job: start(job, threads, heard), todo, plan.jobs):
         shutil.rmtree(plan.out / "work" / Item(**job["item"]).key / f"s{job['seed']}" / "save", ignore_errors=True)
     return collect(plan)
 
