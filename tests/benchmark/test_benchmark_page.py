@@ -1,5 +1,6 @@
 """The page about the benchmark is made from its result files, and its commands are ones that exist."""
 import argparse
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,8 @@ from portrait_diffusion import cli
 
 from benchmark.scripts import load_script
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmark.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmark.md"
 
 
 def test_the_page_is_current(capsys):
@@ -44,3 +46,14 @@ def test_its_commands_are_understood(monkeypatch):
     for words in commands:
         with pytest.raises(Parsed):
             cli.main(words)
+
+
+def test_what_was_measured_once_is_cited_where_it_says_and_nothing_else_is_without_a_file():
+    once = json.loads((ROOT / "benchmarks" / "results" / "measured_once.json").read_text(encoding="utf-8"))["entries"]
+    cited = {}
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"measured once\]\([./]*benchmarks/results/measured_once\.json\): `([^`]+)`", text, re.I)
+        cited |= dict.fromkeys(found, path.relative_to(ROOT).as_posix())
+        assert not re.findall(r"by hand|no file", text), f"{path.name}: figures without a result file"
+    assert cited == {name: entry["page"] for name, entry in once.items()}
