@@ -40,6 +40,11 @@ def test_the_command_line_makes_a_plan(tmp_path):
     assert cli.main(["evaluate", str(tmp_path / "out")]) == UsageError.exit_code
 
 
+def test_the_recorded_command_is_that_of_the_whole():
+    for words in (["out", "--shard", "1/2", "--jobs", "4"], ["out", "--shard=1/2", "--jobs", "4", "--collect"]):
+        assert evaluate.command_of(words) == "python launch_portrait.py evaluate out --jobs 4"
+
+
 def test_the_recorded_command_names_no_folders_outside():
     told = evaluate.command_of(["/data/out", "--set", "/data/set", "--jobs", "2"])
     assert told == "python launch_portrait.py evaluate out --set set --jobs 2"

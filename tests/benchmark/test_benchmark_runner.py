@@ -169,6 +169,21 @@ def test_heads_are_counted_as_they_get_done(plan, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert said[:2] == ["1 of 8: a.png, seed 0: init: ok, 2.5 s", "a library's chatter"]
     assert [line.split()[0] for line in said[::2]] == ["1", "2", "3", "4"]
+    (made,) = runner.read_runs(plan.out)
+    assert made["heads"] == 4 and made["seconds"] >= 0 and made["shard"] == [1, 1] and made["jobs"] == 1
+    runner.run(plan, start)
+    assert len(runner.read_runs(plan.out)) == 1, "nothing was made"
+
+
+def test_what_an_interrupted_run_made_is_noted(plan):
+    def start(job, threads, heard):
+        if job["seed"]:
+            raise OutOfMemory("killed")
+        heard("init: ok, 2.5 s")
+
+    with pytest.raises(OutOfMemory):
+        runner.run(plan, start)
+    assert runner.read_runs(plan.out)[0]["heads"] == 2
 
 
 def test_shards_are_all_of_it_and_each_a_part(plan):

@@ -18,7 +18,7 @@ from .ladder import LADDER, make_rungs, read_ladder
 from .measure import Scope
 from .plots import write_plots
 from .records import Item, available_cores, versions
-from .runner import Plan, collect, items_of, run, view_size
+from .runner import Plan, collect, items_of, read_runs, run, view_size
 from .summary import frechet, summarise
 from .tables import page
 from .truth import GROUPS, set_hash
@@ -93,7 +93,9 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, dict]:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command to repeat the run; folders outside are shortened to their last part."""
+    """The command to repeat the whole run on one device; folders outside are shortened to their last part."""
+    apart = ("--shard", "--collect")
+    argv = [w for w, before in zip(argv, ["", *argv]) if not w.startswith(apart) and before != "--shard"]
     return shlex.join(["python", "launch_portrait.py", "evaluate", *(Path(w).name if "/" in w else w for w in argv)])
 
 
@@ -116,8 +118,9 @@ def summary_of(plan: Plan, records: list[dict], told: dict, command: str) -> dic
     return {
         "what": "the ladder: means over subjects, [low, mean, high, items], 95 % expanded bootstrap intervals",
         "name": plan.out.name, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": command,
-        **told, "commits": sorted({r["commit"] for r in records}), "devices": sorted({r["device"] for r in records}),
-        "versions": versions(), "rungs": rungs, "not_run": plan.not_run, "data": data,
+        **told, "runs": read_runs(plan.out), "commits": sorted({r["commit"] for r in records}),
+        "devices": sorted({r["device"] for r in records}), "versions": versions(), "rungs": rungs,
+        "not_run": plan.not_run, "data": data,
     }  # fmt: skip
 
 

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ MEASURES = 3
 """Increase when the same head gives other numbers."""
 HEAD_DONE = re.compile(r": (ok|refused|failed), [\d.]+ s$")
 """What a process says of a head that it has made."""
+RUNS = "runs.jsonl"
 _log = logging.getLogger("portrait_diffusion")
 
 
@@ -215,9 +218,30 @@ def run(plan: Plan, start: Callable[[dict, int, Callable[[str], None]], None] = 
     def heard(line: str) -> None:
         _log.info("%s%s", f"{next(done)} of {heads}: " if HEAD_DONE.search(line) else "", line)
 
-    for job, _ in in_parallel(lambda job: start(job, threads, heard), todo, plan.jobs):
-        shutil.rmtree(plan.out / "work" / Item(**job["item"]).key / f"s{job['seed']}" / "save", ignore_errors=True)
+    started = time.monotonic()
+    try:
+        for job, _ in in_parallel(lambda job: start(job, threads, heard), todo, plan.jobs):
+            shutil.rmtree(plan.out / "work" / Item(**job["item"]).key / f"s{job['seed']}" / "save", ignore_errors=True)
+    finally:
+        note_run(plan, cores, next(done) - 1, time.monotonic() - started)
     return collect(plan)
+
+
+def note_run(plan: Plan, cores: int, heads: int, seconds: float) -> None:
+    """Add a run that made heads to ``runs.jsonl``: how long it took, and with what."""
+    if heads:
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        run = {"date": date, "heads": heads, "seconds": round(seconds, 1), "jobs": plan.jobs, "cores": cores,
+               "shard": list(plan.shard)}  # fmt: skip
+        plan.out.mkdir(parents=True, exist_ok=True)
+        with open(plan.out / RUNS, "a", encoding="utf-8") as file:  # one line at a time: shards may share the folder
+            file.write(json.dumps(run) + "\n")
+
+
+def read_runs(out: Path) -> list[dict]:
+    """The runs that made the heads of a folder (`note_run`), in order."""
+    path = out / RUNS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def collect(plan: Plan) -> list[dict]:

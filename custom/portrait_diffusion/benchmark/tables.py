@@ -95,4 +95,8 @@ def page(summary: dict) -> str:
         f"{', '.join(summary['devices'])}; torch {summary['versions']['torch']}; commit "
         f"{', '.join(c[:8] + ('+changes' if '+' in c else '') for c in summary['commits'])}; `{summary['command']}`."
     ]
+    for made in summary.get("runs", []):
+        part = "" if made["shard"] == [1, 1] else f", part {made['shard'][0]} of {made['shard'][1]}"
+        by = f"{made['jobs']} processes on {made['cores']} cores"
+        facts.append(f"{made['heads']} heads made and measured in {made['seconds']:.0f} s by {by}{part}.")
     return "\n\n".join(facts + blocks)
