@@ -37,8 +37,8 @@ def test_rungs_cost_the_same_or_nothing(rungs):
 
 
 def test_the_ladder_of_the_restoration_has_the_configuration_that_ships():
-    init, restored, opened = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
-    for rung, name in ((init, "portrait-init"), (restored, "portrait-mini")):
+    init, restored, refined, opened = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
+    for rung, name in ((init, "portrait-init"), (restored, "portrait-mini"), (refined, "portrait-refined")):
         config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
         assert rung.config["system"] == config["system"] and rung.config["data"] == config["data"]
     assert opened.config["system"] == restored.config["system"] | {"detail_preservation": False}
