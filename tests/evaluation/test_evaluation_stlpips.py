@@ -238,7 +238,7 @@ def test_explicit_path_and_altered_file(alex, tmp_path):
 
 
 def test_missing_weights_say_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="pip install 'stlpips-pytorch"):
         STLPIPS("alex")
     with pytest.raises(EnvironmentProblem, match="does not exist"):

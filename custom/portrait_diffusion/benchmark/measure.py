@@ -87,14 +87,12 @@ class Nets:
         cls, device: torch.device | str, scope: Scope, clip: str = "", arcface: str = "", lpips: str = ""
     ) -> "Nets":
         """Those whose weights are installed and that the scope wants. Args: clip, arcface, lpips: files of the user."""
-        nets = cls(reasons=dict(OF_USERS))
-        for name, path, load in (
-            ("clip", clip, lambda: ClipImages(clip, device)), ("arcface", arcface, lambda: ArcFace(arcface)),
-            ("lpips", lpips, lambda: Lpips(lpips).to(device)),
-        ):  # fmt: skip
-            if path:
-                setattr(nets, name, load())
-                nets.reasons = {metric: why for metric, why in nets.reasons.items() if not metric.startswith(name)}
+        nets = cls(
+            clip=ClipImages(clip, device) if clip else None,
+            arcface=ArcFace(arcface) if arcface else None,
+            lpips=Lpips(lpips).to(device) if lpips else None,
+        )
+        nets.reasons = {metric: why for metric, why in OF_USERS.items() if getattr(nets, metric.split("_")[0]) is None}
         nets.perceptual = {k: net for k, net in load_perceptual(device).items() if scope.vgg or k != "vgg"}
         for name in ("alex", "vgg"):
             if name not in nets.perceptual:

