@@ -101,15 +101,16 @@ MINI_VARIANTS: dict[str, tuple[str, dict]] = {
             "system.exporter.render_size": 256,
         },
     ),
-    "portrait-refined": (
-        "all three stages: portrait-mini, then refined by score distillation from HPDM with MV-NRS",
+    "portrait-distilled": (
+        "portrait-mini with the paper's way of refining: score distillation from HPDM with MV-NRS",
         {
             "system.stages.refine": {
                 "steps": 100, "pairs": "antipodal", "azimuths": [[35, 325]], "resolution": [64, 128],
                 "milestones": [50], "reference_every": 3, "views_every": 50, "max_step_percent": [0, 0.4, 0.1, 100],
                 "guidance": 0.01,
-                "loss": {"lambda_rgb": 100, "lambda_alpha": 5, "lambda_perceptual": 1, "lambda_tv": 0.3},
+                "loss": {"lambda_rgb": 100, "lambda_alpha": 5, "lambda_perceptual": 1, "lambda_tv": 1},
             },
+            "system.scheduler.args.total_iters": 220,
             "system.guidance.noise_sampler_type": "portrait-diffusion-mvnrs-noise",
             "system.guidance.noise_sampler": {"resample_every": 10},
         },

@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 
 def test_there_are_configurations():
     names = {path.stem for path in CONFIGS}
-    own = {"portrait-mini", "portrait-sharp", "portrait-refined", "portrait-init", "portrait-fast"}
+    own = {"portrait-mini", "portrait-sharp", "portrait-distilled", "portrait-init", "portrait-fast"}
     assert own | {"portrait", "portrait-12gb"} <= names
     assert len(list((ROOT / "configs" / "ablations").glob("*.yaml"))) >= 9
 
