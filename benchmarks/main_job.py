@@ -27,7 +27,7 @@ from portrait_diffusion.priors.train import default_device  # noqa: E402
 RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
 README = ROOT / "README.md"
 START, END = "<!-- main-job-table:start -->", "<!-- main-job-table:end -->"
-CONFIGS = ("portrait-fast", "portrait-init", "portrait-mini", "portrait-sharp")
+CONFIGS = ("portrait-fast", "portrait-init", "portrait-mini", "portrait-sharp", "portrait-distilled")
 FIRST_LOOK = Path("save") / "it0-0.png"
 
 
