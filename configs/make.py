@@ -102,7 +102,7 @@ MINI_VARIANTS: dict[str, tuple[str, dict]] = {
         },
     ),
     "portrait-distilled": (
-        "portrait-mini with the paper's way of refining: score distillation from HPDM with MV-NRS",
+        "all three stages: portrait-mini, then refined by score distillation from HPDM with MV-NRS",
         {
             "system.stages.refine": {
                 "steps": 100, "pairs": "antipodal", "azimuths": [[35, 325]], "resolution": [64, 128],

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from portrait_diffusion import cli
-from portrait_diffusion.benchmark import evaluate
+from portrait_diffusion.benchmark import evaluate, runner
 from portrait_diffusion.benchmark.records import Item, write_record
 from portrait_diffusion.errors import UsageError
 
@@ -50,20 +50,24 @@ def test_the_recorded_command_names_no_folders_outside():
     assert told == "python launch_portrait.py evaluate out --set set --jobs 2"
 
 
-def test_records_of_other_machines_are_summarised_without_a_run(tmp_path, monkeypatch):
+def test_records_of_other_machines_are_summarised_without_a_run(tmp_path, monkeypatch, caplog):
     """Two records copied into a folder: numbers and tables of just these, and nothing is started."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(evaluate, "run", lambda plan: pytest.fail("nothing is to be run"))
+    monkeypatch.setattr(runner, "result_key", lambda plan, own, item, photo_sha256: f"{item.name} as it is")
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     for name, psnr in (("a", 30.0), ("b", 34.0), ("c", None)):
         (photos / f"{name}.png").write_bytes(PHOTO.read_bytes())
         if psnr is not None:
             record = {"status": "ok", "seconds": 1.0, "denoiser_rows": 0, "metrics": {"photo_psnr_db": psnr}}
-            record |= {"reasons": {}, "commit": "x", "device": "y"}
+            record |= {"reasons": {}, "commit": "x", "device": "y", "key": f"{name}.png as it is"}
             write_record(out, Item("photos", f"{name}.png"), "init", 0, record)
+    write_record(out, Item("photos", "c.png"), "init", 0, record | {"key": "c.png as it was"})
     command = ["evaluate", str(out), "--photos", str(photos), "--rungs", "init", "restoration", "--seeds", "0"]
-    assert cli.main([*command, "--collect"]) == 0
+    with caplog.at_level("WARNING", logger="portrait_diffusion"):
+        assert cli.main([*command, "--collect"]) == 0
+    assert "1 records of other configurations" in caplog.text
     found = json.loads((out / "ladder.json").read_text())["data"]["photos"]
     assert list(found["rungs"]) == ["init"] and found["items"] == 2
     assert found["rungs"]["init"]["numbers"]["photo_psnr_db"][1] == 32.0

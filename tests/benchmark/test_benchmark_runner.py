@@ -92,6 +92,20 @@ def test_the_denoiser_counts_by_its_contents_not_by_its_folder(plan, tmp_path):
     assert keys[0] != keys[1] == keys[2]
 
 
+def test_records_of_something_else_are_not_collected(plan, caplog):
+    runner.run(plan, Worker())
+    plan.rungs[0].config["system"]["inversion"]["latent_steps"] = 3
+    with caplog.at_level("WARNING", logger="portrait_diffusion"):
+        left = runner.collect(plan)
+    assert [r["rung"] for r in left] == ["restoration"] * 4 and "4 records of other" in caplog.text
+    assert len((plan.out / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_records_of_a_rung_that_cannot_run_here_are_taken_as_they_are(plan):
+    write_record(plan.out, plan.items[0], "full", 1, {"status": "ok", "key": "of another machine"})
+    assert [r["rung"] for r in runner.collect(plan)] == ["full"]
+
+
 def test_jobs_run_side_by_side_and_share_the_cores(plan):
     together, threads = threading.Barrier(2), []
 

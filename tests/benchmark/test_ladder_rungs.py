@@ -39,14 +39,10 @@ def test_rungs_cost_the_same_or_nothing(rungs):
 def test_the_ladder_of_the_restoration_has_the_configuration_that_ships():
     rungs = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "restored.yaml"))
     init, restored, refined, opened, distilled = rungs
-    for rung, name in ((init, "portrait-init"), (refined, "portrait-mini"), (distilled, "portrait-distilled")):
+    for rung, name in ((init, "portrait-init"), (restored, "portrait-mini"), (distilled, "portrait-distilled")):
         config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
         assert rung.config["system"] == config["system"] and rung.config["data"] == config["data"]
     assert opened.config["system"] == refined.config["system"] | {"detail_preservation": False}
-    restore, short = (dict(rung.config["system"]) for rung in (refined, restored))
-    assert short.pop("stages") == {"restore": restore.pop("stages")["restore"]}
-    assert short.pop("scheduler")["args"]["total_iters"] == 120 != restore.pop("scheduler")["args"]["total_iters"]
-    assert short == restore
 
 
 def test_profiles_are_valid():

@@ -96,7 +96,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys
     text = capsys.readouterr().out
     assert "12 steps" in text and "seed: 7" in text and "aligned: true" in text and "prior.safetensors" in text
     assert "outputs/portrait-mini/me" in text and "nothing was written" in text
-    assert "stages  restore 120 steps, refine 60 steps, guided by portrait-diffusion-hpdm-guidance (bundled)\n" in text
+    assert "stages  restore 120 steps, guided by portrait-diffusion-hpdm-guidance (bundled)\n" in text
     assert files_below(tmp_path) == ["me.png"]
 
 

@@ -24,7 +24,7 @@ from ..pipeline import guidance_weights, run_key
 from ..settings import load_pipeline_config
 from .ladder import Rung, why_not
 from .measure import Scope
-from .records import Item, available_cores, commit, digest, find_photos, read_record
+from .records import Item, available_cores, commit, digest, find_photos, read_record, record_path
 from .truth import check_group, group_of, set_hash, shard
 
 MEASURES = 3
@@ -124,6 +124,13 @@ def result_key(plan: Plan, own: list, item: Item, photo_sha256: str) -> str:
     return digest(own, source, MEASURES, plan.size, asdict(plan.scope), canonical)
 
 
+def keys_of(plan: Plan, rungs: Sequence[Rung]) -> dict[tuple[Item, str], str]:
+    """What a result of each item and rung has to belong to (`result_key`)."""
+    own = {rung.name: rung_key(rung) for rung in rungs}
+    hashes = {item: sha256_file(plan.photo_of(item)) for item in plan.items}
+    return {(item, name): result_key(plan, key, item, hashes[item]) for item in plan.items for name, key in own.items()}
+
+
 def jobs_of(plan: Plan) -> list[dict]:
     """Jobs of what is missing in the plan's shard, one an item and seed, seed after seed.
 
@@ -131,12 +138,11 @@ def jobs_of(plan: Plan) -> list[dict]:
     """
     plan.not_run = {rung.name: reason for rung in plan.rungs if (reason := why_not(rung))}
     runnable = [rung for rung in plan.rungs if rung.name not in plan.not_run]
-    own, revision = {rung.name: rung_key(rung) for rung in runnable}, commit()
+    wanted, revision = keys_of(plan, runnable), commit()
     jobs = []
-    hashes = {item: sha256_file(plan.photo_of(item)) for item in plan.items}
     (first, step), each = plan.shard, itertools.product(plan.seeds, plan.items)
     for seed, item in itertools.islice(each, first - 1, None, step):
-        keys = {name: result_key(plan, key, item, hashes[item]) for name, key in own.items()}
+        keys = {rung.name: wanted[item, rung.name] for rung in runnable}
         missing = [
             {"name": rung.name, "config": rung.config, "key": keys[rung.name], "commit": revision}
             for rung in runnable
@@ -245,13 +251,23 @@ def read_runs(out: Path) -> list[dict]:
 
 
 def collect(plan: Plan) -> list[dict]:
-    """All records of the plan's items, seeds and rungs that are there, and ``results.jsonl`` of them."""
-    records = []
-    for item in plan.items:
-        for rung in plan.rungs:
-            for seed in plan.seeds:
-                path = plan.out / "records" / item.key / f"{rung.name}-s{seed}.json"
-                if rung.name not in plan.not_run and path.is_file():
-                    records.append(json.loads(path.read_text(encoding="utf-8")))
+    """All records of the plan's items, seeds and rungs that are there, and ``results.jsonl`` of them.
+
+    Left out, and counted in a warning, are those that belong to another configuration, weights, input or way of
+    measuring. Where a rung cannot run here, what it would belong to is not known: its records are taken as they are.
+    """
+    wanted = keys_of(plan, [rung for rung in plan.rungs if not why_not(rung)])
+    records, others = [], 0
+    for item, rung, seed in itertools.product(plan.items, plan.rungs, plan.seeds):
+        path = record_path(plan.out, item, rung.name, seed)
+        if rung.name in plan.not_run or not path.is_file():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if wanted.get((item, rung.name), record["key"]) == record["key"]:
+            records.append(record)
+        else:
+            others += 1
+    if others:
+        _log.warning("%d records of other configurations, weights, inputs or ways of measuring are left out.", others)
     write_text(plan.out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
