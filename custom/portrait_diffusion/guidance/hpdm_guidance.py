@@ -274,9 +274,7 @@ class HPDMGuidance(BaseObject):
         """Latents (B, C, h, w) of renders (B, H, W, 3), resized to the model's pictures; differentiable."""
         picture = rgb.permute(0, 3, 1, 2)
         size = self._model.image_size
-        if picture.shape[-2:] != (size, size):
-            picture = resized(picture, (size, size))
-        return self._model.encode(picture).float()
+        return self._model.encode(resized(picture, (size, size))).float()
 
     def _conditions(self, c2w: Tensor, fovy: Tensor, depth, normals, opacity) -> tuple:
         """Conditions of the views, the references' tokens, and depth (B, S, S) at the pictures' size or None."""

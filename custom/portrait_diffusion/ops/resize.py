@@ -12,8 +12,11 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     Where PyTorch is asked for deterministic algorithms it is two products with matrices, because a GPU adds up
     interpolation's own gradient in any order; they agree to rounding.
 
-    Args: x (B, C, H, W); size (rows, columns). Returns: (B, C, rows, columns), differentiable.
+    Args: x (B, C, H, W); size (rows, columns).
+    Returns: (B, C, rows, columns), differentiable; `x` itself if it has that size.
     """
+    if x.shape[-2:] == tuple(size):
+        return x
     how = {"mode": "bilinear", "antialias": True, "align_corners": False}
     if not torch.are_deterministic_algorithms_enabled():
         return F.interpolate(x, tuple(size), **how)

@@ -59,9 +59,7 @@ def painting_losses(render: Tensor, painted: Tensor, perceptual: nn.Module | Non
     Returns: ``painted``, mean absolute difference; with `perceptual` ``painted_perceptual``.
     """
     picture = render.permute(0, 3, 1, 2)
-    target = painted
-    if target.shape[-2:] != picture.shape[-2:]:
-        target = resized(target, picture.shape[-2:])
+    target = resized(painted, picture.shape[-2:])
     found = {"painted": (picture - target).abs().mean()}
     if perceptual is not None:
         found["painted_perceptual"] = perceptual(picture.clamp(0, 1), target.clamp(0, 1)).mean()

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...ops.resize import resized
 from .generator import PublishedGenerator
 from .marching import rays_of_label, render_features
-from .synthesis import resize_antialiased
 
 
 def render_image(
@@ -42,7 +42,7 @@ def render_image(
     feature = out["feature"]
     if generator.sizes.background:
         background = generator.background(ws) if background is None else background
-        feature = feature + (1 - out["opacity"]) * resize_antialiased(background, n)
+        feature = feature + (1 - out["opacity"]) * resized(background, (n, n))
         out |= {"feature_bg": feature, "mask": out["opacity"] * 1.002 - 0.001}
     out["raw"] = generator.torgb(feature, ws[:, -1]) if generator.sizes.features else feature[:, :3]
     if super_resolution:

@@ -3,9 +3,9 @@
 Chan et al., "Efficient Geometry-aware 3D Generative Adversarial Networks" (EG3D), 2022, section 4 and supplement.
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.resize import resized
 from .layers import FullyConnected, SynthesisLayer, ToRGB, low_pass_kernel, normalize_2nd_moment, upsample2
 
 SR_CLAMP = 256.0
@@ -129,14 +129,7 @@ class SuperResolution(nn.Module):
 
     def forward(self, rgb: Tensor, features: Tensor, w: Tensor) -> Tensor:
         """Args: rgb (N,3,n,n), features (N,C,n,n) of any size; w (N,W_DIM), the last row. Returns: (N,3,4n',4n')."""
-        features, rgb = (resize_antialiased(t, self.input_resolution) for t in (features, rgb))
+        features, rgb = (resized(t, (self.input_resolution,) * 2) for t in (features, rgb))
         rows = [w] * 3
         x, rgb = self.block0(features, rgb, rows, noise=False)
         return self.block1(x, rgb, rows, noise=False)[1]
-
-
-def resize_antialiased(x: Tensor, size: int) -> Tensor:
-    """Bilinear with antialiasing to (N,C,size,size); unchanged if it has that size."""
-    if x.shape[-1] == size:
-        return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
