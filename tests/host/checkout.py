@@ -1,7 +1,8 @@
 """A real threestudio checkout to run in, named by THREESTUDIO_ROOT (tested: 28d9d80); it is only read.
 
 The packages that threestudio imports must be installed (or on PYTHONPATH), except the CUDA ones, which
-`real_threestudio.py` stands in for.
+`real_threestudio.py` stands in for: beside requirements-dev.txt transformers, accelerate, nerfacc, 'libigl<2.6', wandb,
+jaxtyping, typeguard, einops, envlight and ipython.
 """
 import os
 import subprocess

@@ -156,6 +156,16 @@ def test_it_resumes_exactly(trained, scratch):
     assert (scratch / "outputs" / "portrait" / "validated" / "save" / "it3-0.png").is_file()
 
 
+def test_its_rate_falls_and_runs_may_be_deterministic(scratch):
+    """From the third step on the rate is 0, and PyTorch's deterministic algorithms stop nothing."""
+    rate = "{name: LinearLR, interval: step, args: {start_factor: 1.0, end_factor: 0.0, total_iters: 3}}"
+    run(scratch, "--train", f"system.scheduler={rate}", "trainer.deterministic=true", tag="falling")
+    ckpts = scratch / "outputs" / "portrait" / "falling" / "ckpts"
+    half, last = (torch.load(path, weights_only=True) for path in (next(ckpts.glob("*step=3*")), ckpts / "last.ckpt"))
+    grids = [state["state_dict"]["geometry.restoration"] for state in (half, last)]
+    assert last["global_step"] == 6 and float(grids[0].abs().max()) > 0 and torch.equal(*grids)
+
+
 def test_our_parts_serve_another_system(scratch):
     """Data module, geometry, renderer, guidance, noise sampler and exporter in threestudio's dreamfusion-system."""
     (scratch / "mixed.yaml").write_text("""
