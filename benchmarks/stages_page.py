@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from make_tables import insert_table  # noqa: E402
 from portrait_diffusion.benchmark.summary import by_item, heads_of  # noqa: E402
+from portrait_diffusion.benchmark.tables import markdown  # noqa: E402
 from portrait_diffusion.evaluation.statistics import bootstrap_interval  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 
@@ -70,8 +71,7 @@ def tables(records: Sequence[dict]) -> str:
         count = len({r["name"] for r in records if r["data"] == data})
         header = [f"{count} {TITLES[data]}", *(heading for heading, _ in columns.values())]
         decimals = [d for _, d in columns.values()]
-        rows = [header, ["---"] * len(header), *means_and_differences(records, data, list(columns), decimals)]
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        parts.append(markdown(header, means_and_differences(records, data, list(columns), decimals)))
     return "\n\n".join(parts)
 
 
