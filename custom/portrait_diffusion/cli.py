@@ -39,6 +39,7 @@ other commands (each with its own --help):
   render-dataset  render synthetic heads to train on
   render-drafts   render a prior's answers to the front views of those heads, to train train-hpdm on
   train-matte     train the matting network
+  train-camera    train the network that finds the photo's camera
   train-hpdm      train the multi-view diffusion model on rendered heads
   render-benchmark  render the benchmark's subjects from seeds, check them
   evaluate        the benchmark: metrics of every rung of the ladder, with intervals, plots and a gallery
@@ -513,6 +514,14 @@ def train_matte_command(argv: Sequence[str]) -> int:
     return 0
 
 
+def train_camera_command(argv: Sequence[str]) -> int:
+    """Options and work: `photo.train_camera.main`."""
+    from .photo.train_camera import main as train
+
+    print(train(list(argv)))
+    return 0
+
+
 def train_hpdm_command(argv: Sequence[str]) -> int:
     """Options and work: `guidance.hpdm.train.main`."""
     require("diffusers", extra="hpdm")
@@ -590,6 +599,7 @@ COMMANDS = {
     "render-dataset": render_dataset_command,
     "render-drafts": render_drafts_command,
     "train-matte": train_matte_command,
+    "train-camera": train_camera_command,
     "train-hpdm": train_hpdm_command,
     "render-benchmark": render_benchmark_command,
     "evaluate": evaluate_command,

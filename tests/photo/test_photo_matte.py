@@ -8,7 +8,8 @@ from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.photo import matte, matte_net
 from portrait_diffusion.photo.grabcut import portrait_prior, settle
 from portrait_diffusion.photo.matte import choose_matte, estimate_alpha, grabcut_alpha, network_alpha
-from portrait_diffusion.photo.matte_net import MatteNet, load_matte_net, save_matte_net
+from portrait_diffusion.photo.matte_net import MatteNet, load_matte_net
+from portrait_diffusion.photo.net_files import save_net
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_network_alpha_is_a_clean_alpha(net):
 
 
 def test_weights_survive_the_file(net, tmp_path):
-    save_matte_net(net, tmp_path / "matte.safetensors", {"name": "test"})
+    save_net(net, tmp_path / "matte.safetensors", {"name": "test"})
     again = load_matte_net(tmp_path / "matte.safetensors")
     for before, after in zip(net.state_dict().values(), again.state_dict().values()):
         assert torch.equal(before.half().float(), after)

@@ -4,8 +4,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.cameras import get_rays, head_to_world, orbit_c2w, project_points, subgrid_rays
-from ..ops.canonical import CANONICAL_FOVY_DEG, CANONICAL_LANDMARKS_HEAD
+from ..ops.cameras import get_rays, orbit_c2w, projected_landmarks, subgrid_rays
+from ..ops.canonical import CANONICAL_FOVY_DEG
+from ..ops.similarity import rotation_rad, scale, umeyama_2d
 
 SCALES = {"azimuth": 10.0, "elevation": 10.0, "roll": 5.0, "log_scale": 0.05, "shift": 0.03}
 """Natural step of each parameter (degrees, log units, image heights): stored parameters are divided by it."""
@@ -17,12 +18,15 @@ class PhotoCamera(nn.Module):
     Args:
         azimuth_deg, elevation_deg: start values, degrees, the host's camera convention.
         crop: start value (scale, shift_u, shift_v) of the image plane's similarity, see `ops.cameras`.
+        roll_deg: start value, positive turns the picture clockwise.
     """
 
-    def __init__(self, azimuth_deg: float = 0.0, elevation_deg: float = 0.0, crop: tuple = (1.0, 0.0, 0.0)):
+    def __init__(
+        self, azimuth_deg: float = 0.0, elevation_deg: float = 0.0, crop: tuple = (1.0, 0.0, 0.0), roll_deg: float = 0.0
+    ):
         super().__init__()
         start = [
-            azimuth_deg / SCALES["azimuth"], elevation_deg / SCALES["elevation"], 0.0,
+            azimuth_deg / SCALES["azimuth"], elevation_deg / SCALES["elevation"], roll_deg / SCALES["roll"],
             math.log(crop[0]) / SCALES["log_scale"], crop[1] / SCALES["shift"], crop[2] / SCALES["shift"],
         ]  # fmt: skip
         self.values = nn.Parameter(torch.tensor(start))
@@ -34,17 +38,15 @@ class PhotoCamera(nn.Module):
 
         Args:
             azimuth_deg, elevation_deg: of the photo's camera.
-            landmarks: (4, 2) eyes and mouth corners in the crop, in [0, 1] (u, v).
+            landmarks: (4, 2) where they stand in the crop, in [0, 1] (u, v): eyes, mouth corners; not all equal.
         """
-        head = torch.as_tensor(CANONICAL_LANDMARKS_HEAD, dtype=torch.float32)
-        c2w = orbit_c2w(torch.tensor([float(azimuth_deg)]), torch.tensor([float(elevation_deg)]))
-        plain, _ = project_points(head_to_world(head)[None], c2w, math.radians(CANONICAL_FOVY_DEG), 1, 1)
-        here = plain[0].double() - 0.5
+        angles = torch.tensor([[float(azimuth_deg)], [float(elevation_deg)]], dtype=torch.float64)
+        here = projected_landmarks(*angles)[0] - 0.5
         there = torch.as_tensor(landmarks, dtype=torch.float64) - 0.5
-        a, b = here - here.mean(0), there - there.mean(0)
-        scale = float((a * b).sum() / (a * a).sum())  # least squares without rotation: the crop is upright
-        shift = there.mean(0) - scale * here.mean(0)
-        return cls(azimuth_deg, elevation_deg, (scale, float(shift[0]), float(shift[1])))
+        found = umeyama_2d(here, there)
+        return cls(
+            azimuth_deg, elevation_deg, (scale(found), *found[:, 2].tolist()), math.degrees(rotation_rad(found))
+        )
 
     def degrees(self) -> tuple:
         """(azimuth, elevation, roll) in degrees as tensors."""

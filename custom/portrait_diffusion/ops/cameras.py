@@ -16,12 +16,18 @@ import math
 import torch
 from torch import Tensor
 
-from .canonical import BOX_RADIUS, CANONICAL_DISTANCE, CANONICAL_FOVY_DEG, METRES_PER_UNIT
+from .canonical import (
+    BOX_RADIUS,
+    CANONICAL_DISTANCE,
+    CANONICAL_FOVY_DEG,
+    CANONICAL_LANDMARKS_HEAD,
+    METRES_PER_UNIT,
+)
 
 __all__ = [
     "BOX_RADIUS", "CANONICAL_DISTANCE", "CANONICAL_FOVY_DEG", "METRES_PER_UNIT", "canonical_fovy", "get_mvp_matrix",
     "get_projection_matrix", "get_ray_directions", "get_rays", "head_to_world", "intrinsics", "orbit_c2w",
-    "project_points", "subgrid_indices", "subgrid_rays", "test_azimuths_deg", "validation_azimuths_deg",
+    "project_points", "projected_landmarks", "subgrid_indices", "subgrid_rays", "test_azimuths_deg", "validation_azimuths_deg",
     "world_to_head",
 ]  # fmt: skip
 
@@ -208,6 +214,16 @@ def project_points(
     depth = -camera[..., 2]
     image = torch.stack([camera[..., 0], -camera[..., 1]], dim=-1) / depth[..., None]
     return principal[:, None] + focal[:, None, None] * image, depth
+
+
+def projected_landmarks(azimuth_deg: Tensor, elevation_deg: Tensor) -> Tensor:
+    """Where level canonical cameras show ``CANONICAL_LANDMARKS_HEAD``.
+
+    Args: azimuth_deg, elevation_deg: (B,). Returns: (B,4,2) in [0, 1] of the picture, (u right, v down).
+    """
+    head = azimuth_deg.new_tensor(CANONICAL_LANDMARKS_HEAD)
+    c2w = orbit_c2w(azimuth_deg, elevation_deg)
+    return project_points(head_to_world(head)[None], c2w, canonical_fovy(c2w), 1, 1)[0]
 
 
 def get_projection_matrix(fovy, aspect_wh: float, near: float = 0.01, far: float = 100.0) -> Tensor:

@@ -40,14 +40,36 @@ def make_batch(rgba: Tensor, generator: torch.Generator) -> MatteBatch:
 
     Returns: MatteBatch. Not differentiable.
     """
-    batch, size = rgba.shape[:2]
+    premultiplied = premultiply(rgba)
+    return compose(warp_foreground(premultiplied, generator), premultiplied, generator)
+
+
+def premultiply(rgba: Tensor) -> Tensor:
+    """(B, S, S, 4) uint8 straight colour to (B, 4, S, S) premultiplied layers in [0, 1]."""
     layers = rgba.permute(0, 3, 1, 2).float() / 255
-    premultiplied = torch.cat([layers[:, :3] * layers[:, 3:], layers[:, 3:]], 1)
-    foreground, alpha = unpremultiply(warp_foreground(premultiplied, generator))
-    foreground = dress(recolour(foreground, generator, strength=1.0), alpha, generator)
+    return torch.cat([layers[:, :3] * layers[:, 3:], layers[:, 3:]], 1)
+
+
+def compose(
+    placed: Tensor, bystander: Tensor, generator: torch.Generator, dressed: bool = True
+) -> MatteBatch:
+    """Photographs of cut-outs that stand where they shall stand.
+
+    Args:
+        placed: (B, 4, S, S) premultiplied layers, S a multiple of 16.
+        bystander: (B, 4, S, S) the same, persons that may stand behind the others.
+        generator: source of randomness on their device.
+        dressed: whether patterns are laid over clothes, hair and faces (`dress`).
+
+    Returns: MatteBatch. Not differentiable.
+    """
+    batch, size = placed.shape[0], placed.shape[-1]
+    foreground, alpha = unpremultiply(placed)
+    foreground = recolour(foreground, generator, strength=1.0)
+    foreground = dress(foreground, alpha, generator) if dressed else foreground
     scene = background(generator, batch, size)
     scene = like_foreground(scene, foreground, alpha, generator)
-    scene = bystanders(scene, premultiplied, generator)
+    scene = bystanders(scene, bystander, generator)
     clean = foreground * alpha + scene * (1 - alpha)
     picture = occlude(light_wrap(clean, alpha, generator), generator)
     valid = photo_border(batch, size, generator)

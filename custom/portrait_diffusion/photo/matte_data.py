@@ -10,6 +10,32 @@ from torch.nn import functional as F
 from ..errors import UsageError
 
 
+def read_shards(folder, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Arrays of all training shards in turn.
+
+    Args: folder: holds ``train_*.npz``; names: of the arrays.
+    Yields: the arrays of a shard.
+    Raises: UsageError when there are no shards or a file is none.
+    """
+    shards = sorted(Path(folder).glob("train_*.npz"))
+    if not shards:
+        raise UsageError(
+            f"There are no shards 'train_*.npz' in '{folder}'; render some with portrait_diffusion.synthetic.dataset."
+        )
+    for shard in shards:
+        try:
+            with np.load(shard, allow_pickle=False) as arrays:
+                found = tuple(arrays[name] for name in names)
+        except (KeyError, ValueError, OSError) as error:
+            raise UsageError(f"'{shard}' is not a shard of synthetic heads ({error}); render it again.") from error
+        yield found
+
+
+def seen_from_front(camera: np.ndarray, max_yaw_deg: float) -> np.ndarray:
+    """(...,) which cameras (..., 4), azimuth in degrees first, are at most so far from the front."""
+    return np.abs((camera[..., 0] + 180) % 360 - 180) <= max_yaw_deg
+
+
 def read_frames(folder, max_yaw_deg: float = 75.0) -> Iterator[np.ndarray]:
     """Frames of all training shards, seen from the front half.
 
@@ -21,19 +47,8 @@ def read_frames(folder, max_yaw_deg: float = 75.0) -> Iterator[np.ndarray]:
     Yields: (n, S, S, 4) uint8 arrays, one a shard.
     Raises: UsageError when there are no shards or a file is none.
     """
-    shards = sorted(Path(folder).glob("train_*.npz"))
-    if not shards:
-        raise UsageError(
-            f"There are no shards 'train_*.npz' in '{folder}'; render some with portrait_diffusion.synthetic.dataset."
-        )
-    for shard in shards:
-        try:
-            with np.load(shard, allow_pickle=False) as arrays:
-                rgba, azimuth = arrays["rgba"], arrays["camera"][..., 0]
-        except (KeyError, ValueError, OSError) as error:
-            raise UsageError(f"'{shard}' is not a shard of synthetic heads ({error}); render it again.") from error
-        yaw = np.abs((azimuth + 180) % 360 - 180)
-        yield rgba[yaw <= max_yaw_deg]
+    for rgba, camera in read_shards(folder, ("rgba", "camera")):
+        yield rgba[seen_from_front(camera, max_yaw_deg)]
 
 
 def load_pool(arrays, size: int, device: torch.device, max_frames: int) -> Tensor:

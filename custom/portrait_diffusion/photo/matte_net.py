@@ -1,14 +1,11 @@
 """MatteNet: a small U-Net from a canonical crop to its soft alpha, and its weight file."""
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import EnvironmentProblem, UsageError
-from ..files import write_bytes, write_text
-from ..optional import require
+from .net_files import load_net
 
 MATTE_SIZE = 256
 WEIGHTS_FILE = Path(__file__).resolve().parents[1] / "weights" / "matte.safetensors"
@@ -82,7 +79,7 @@ class MatteNet(nn.Module):
 
         Returns: (B, 1, H, W) logits; alpha is their sigmoid.
         """
-        x = torch.cat([(rgb * 2 - 1) * valid, valid, _coordinates(rgb)], 1)
+        x = torch.cat([(rgb * 2 - 1) * valid, valid, coordinates(rgb)], 1)
         skips = []
         for level, encoder in enumerate(self.encoders):
             x = encoder(x if level == 0 else F.avg_pool2d(x, 2))
@@ -99,26 +96,12 @@ def _light(channels: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels + width, width, 1), ResidualBlock(width, width))
 
 
-def _coordinates(like: Tensor) -> Tensor:
+def coordinates(like: Tensor) -> Tensor:
+    """Two channels (B, 2, H, W) from -1 to 1: across and down. Args: like (B, C, H, W)."""
     batch, _, height, width = like.shape
     v = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype).view(1, 1, -1, 1)
     u = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype).view(1, 1, 1, -1)
     return torch.cat([u.expand(batch, 1, height, width), v.expand(batch, 1, height, width)], 1)
-
-
-def save_matte_net(net: MatteNet, path, card: dict) -> None:
-    """Write weights as float16 safetensors, and the model card beside them as JSON, both atomically.
-
-    Args:
-        net: the network.
-        path: ``.safetensors`` file to write; the card gets the same name with ``.json``.
-        card: plain data describing the training.
-    """
-    safetensors = require("safetensors.torch", extra="photo", package="safetensors")
-    path = Path(path)
-    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in net.state_dict().items()}
-    write_bytes(path, safetensors.save(tensors))
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 
 def load_matte_net(path=None) -> MatteNet:
@@ -131,17 +114,7 @@ def load_matte_net(path=None) -> MatteNet:
     Raises: EnvironmentProblem when the file is missing; UsageError when it does not hold a MatteNet.
     """
     path = Path(path) if path is not None else WEIGHTS_FILE
-    if not path.is_file():
-        raise EnvironmentProblem(
-            f"The matting weights '{path}' are missing; train them with 'python -m "
-            "portrait_diffusion.photo.train_matte' or choose matte: grabcut."
-        )
-    safetensors = require("safetensors.torch", extra="photo", package="safetensors")
-    net = MatteNet()
-    try:
-        tensors = safetensors.load_file(str(path))
-        net.load_state_dict({name: value.float() for name, value in tensors.items()})
-    except Exception as error:  # safetensors and torch raise many types on foreign files
-        raise UsageError(f"'{path}' does not hold the weights of this MatteNet; train it again or restore the file.") \
-            from error
-    return net.eval().requires_grad_(False)
+    return load_net(
+        MatteNet(), path,
+        "train them with 'python launch_portrait.py train-matte' or choose matte: grabcut",
+    )  # fmt: skip

@@ -40,10 +40,10 @@ from .raster_soft import SoftRasterizer
 from .sampling import sample_subject
 from .scene import SceneBuilder
 from .subjects import SPLITS, canonical_lighting
-from .views import FIXED_CAMERAS, landmark_visibility, training_cameras
+from .views import FIXED_CAMERAS, RANDOM_CAMERAS, landmark_visibility
 
 LOG = logging.getLogger("portrait_diffusion")
-SAMPLINGS = ("training", *FIXED_CAMERAS)
+SAMPLINGS = (*RANDOM_CAMERAS, *FIXED_CAMERAS)
 BACKENDS = ("auto", "gl", "soft")
 VERSION = 4  # increase when the same arguments give other pictures
 
@@ -59,7 +59,7 @@ class DatasetSpec:
     seed: int
     supersample: int = 3
     shard_size: int = 50
-    sampling: str = "training"  # or "evaluation", "benchmark": fixed views, canonical light
+    sampling: str = "training"  # one of SAMPLINGS; the fixed ones have canonical light
     extras: tuple[str, ...] = ()  # of label, depth, normal
     version: int = VERSION
 
@@ -130,7 +130,7 @@ class ShardRenderer:
             subject = replace(subject, lighting=canonical_lighting())
             cameras = FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
         else:
-            cameras = training_cameras(subject.rng(9), spec.views_per_subject)
+            cameras = RANDOM_CAMERAS[spec.sampling](subject.rng(9), spec.views_per_subject)
         scene = self.builder.build(subject)
         self.rasterizer.upload(scene)
         views = [self.rasterizer.render(camera) for camera in cameras]
@@ -184,8 +184,9 @@ def render_dataset(
         workers: processes; each opens its own rasteriser.
         supersample: samples a pixel side.
         shard_size: subjects a file.
-        sampling: 'training' (random views, each subject's own light), 'evaluation' (fixed azimuths, canonical light) or
-            'benchmark' (likewise, 24 azimuths at 3 elevations).
+        sampling: 'training' (random views, each subject's own light), 'photographs' (likewise, within 45 degrees of the
+            front), 'evaluation' (fixed azimuths, canonical light) or 'benchmark' (likewise, 24 azimuths at 3
+            elevations).
         extras: any of label, depth, normal.
         backend: 'auto' (OpenGL where a context can be opened, else the software rasteriser), 'gl' or 'soft'.
     Returns: path of manifest.json.

@@ -24,6 +24,11 @@ def training_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
     return cameras
 
 
+def photograph_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
+    """Views as photographs of faces are taken, for networks that look at photographs."""
+    return [Camera(float(rng.uniform(-45, 45)), float(rng.uniform(-20, 20))) for _ in range(count)]
+
+
 def evaluation_cameras(count: int) -> list[Camera]:
     """The first ``count`` fixed azimuths at elevation 0; view 0 is frontal."""
     if count > len(EVALUATION_AZIMUTHS):
@@ -39,6 +44,8 @@ def benchmark_cameras(count: int) -> list[Camera]:
     return cameras[:count]
 
 
+RANDOM_CAMERAS = {"training": training_cameras, "photographs": photograph_cameras}
+"""Samplings that draw every subject's views, which keep their own light."""
 FIXED_CAMERAS = {"evaluation": evaluation_cameras, "benchmark": benchmark_cameras}
 """Samplings whose views are the same for every subject, in canonical light."""
 
