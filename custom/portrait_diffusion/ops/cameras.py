@@ -27,7 +27,8 @@ from .canonical import (
 __all__ = [
     "BOX_RADIUS", "CANONICAL_DISTANCE", "CANONICAL_FOVY_DEG", "METRES_PER_UNIT", "canonical_fovy", "get_mvp_matrix",
     "get_projection_matrix", "get_ray_directions", "get_rays", "head_to_world", "intrinsics", "orbit_c2w",
-    "project_points", "projected_landmarks", "subgrid_indices", "subgrid_rays", "test_azimuths_deg", "validation_azimuths_deg",
+    "project_points", "projected_landmarks", "subgrid_indices", "subgrid_rays", "test_azimuths_deg",
+    "validation_azimuths_deg",
     "world_to_head",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import UsageError
 from ..ops.cameras import projected_landmarks
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
-from .backgrounds import chance, uniform
+from .backgrounds import chance
 from .composites import compose, premultiply
 from .matte_data import read_shards, resize_frames, seen_from_front
 
