@@ -25,12 +25,15 @@ from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .noise.summary import noise_summary
 from .optional import require
+from .photo.camera_net import WEIGHTS_FILE as CAMERA_WEIGHTS
+from .photo.matte import choose_matte
+from .photo.matte_net import WEIGHTS_FILE as MATTE_WEIGHTS
 from .photo.prepare import PreparedPhoto, prepare_photo
 from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
-from .settings import PipelineConfig, PriorConfig, load_pipeline_config, prior_paths
+from .settings import DataConfig, PipelineConfig, PriorConfig, load_pipeline_config, prior_paths
 from .systems.stages import Schedule
 
 log = logging.getLogger("portrait_diffusion")
@@ -81,7 +84,7 @@ class PortraitPipeline:
             raise UsageError("No photo given; use --image PATH or data.image_path=PATH.")
         check_prior_files(self.config.system.prior)
         tell("photo", 0, 1, {})
-        prepared = prepare_photo(image, data.size, data.aligned, data.matte)
+        prepared = prepare_photo(image, data.size, data.aligned, data.matte, data.camera)
         sha256 = sha256_file(image)
         raw = {**self.raw_config, "data": {**self.raw_config.get("data", {}), "image_path": str(image)}}
         photo_seconds = time.perf_counter() - started
@@ -210,11 +213,17 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
-    weights = [weights_sha256(path) for path in prior_paths(prior)]
+    weights = [weights_sha256(path) for path in (*prior_paths(prior), *photo_weights(data))]
     if stages:
         weights += guidance_weights(system)
     text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def photo_weights(data: dict) -> list[Path]:
+    """Files of the networks that look at the photo. Args: data: section of a configuration."""
+    files = [CAMERA_WEIGHTS] if data.get("camera", DataConfig.camera) == "network" else []
+    return files + [MATTE_WEIGHTS] * (choose_matte(data.get("matte", DataConfig.matte)) == "network")
 
 
 def guidance_weights(system: dict) -> list[str]:

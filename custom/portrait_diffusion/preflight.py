@@ -20,6 +20,9 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
         UsageError for a file that is no such weights file, or of another kind of prior than the configuration names.
     """
     from .evaluation.stlpips import find_weights
+    from .photo.camera_estimate import check_camera_method
+    from .photo.camera_net import WEIGHTS_FILE as CAMERA_WEIGHTS
+    from .photo.camera_net import load_camera_net
     from .photo.detect import yunet_path
     from .photo.matte import choose_matte
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
@@ -32,6 +35,10 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
             require("fast_simplification", extra="export", package="fast-simplification")
     files = [yunet_path(), *check_prior_files(config.system.prior)]
     published = config.system.prior.type != "bundled"
+    check_camera_method(config.data.camera)
+    if config.data.camera == "network":
+        load_camera_net()
+        files.append(CAMERA_WEIGHTS)
     if choose_matte(config.data.matte) == "network":
         load_matte_net()
         files.append(WEIGHTS_FILE)

@@ -30,6 +30,8 @@ class DataConfig:
     """auto (own alpha, else the network), network, grabcut or none."""
     aligned: bool = False
     """The image already is a canonical crop."""
+    camera: str = "network"
+    """What finds the photo's camera and the head's size in it: network, or a face detector's landmarks (less exact)."""
 
 
 @dataclass

@@ -34,6 +34,7 @@ class PortraitDataConfig:
     size: int = 512  # side of the canonical crop, pixels
     aligned: bool = False  # the picture already is in the canonical crop
     matte: str = "auto"  # auto, own, network, grabcut or none
+    camera: str = "network"  # network or landmarks: what finds the photo's camera and the head's size in it
     stages: Any = field(default_factory=dict)  # system.stages, by ${system.stages}
     seed: int = 0  # of the training cameras
     eval_size: int = 128  # side of validation and test pictures, pixels
@@ -131,7 +132,8 @@ class PortraitDataModule(pl.LightningDataModule):
         if self._photo is None:
             if not self.cfg.image_path:
                 raise UsageError("data.image_path is empty; give the photo: data.image_path=me.png.")
-            self._photo = prepare_photo(self.cfg.image_path, self.cfg.size, self.cfg.aligned, self.cfg.matte)
+            c = self.cfg
+            self._photo = prepare_photo(c.image_path, c.size, c.aligned, c.matte, c.camera)
         return self._photo
 
     @property

@@ -3,21 +3,11 @@ from ..errors import EnvironmentProblem
 from ..photo.prepare import PreparedPhoto
 from .camera import PhotoCamera
 
-MAX_ANGLE_DEG = {"azimuth": 40.0, "elevation": 20.0}
-
 
 def initial_camera(prepared: PreparedPhoto) -> PhotoCamera:
-    """Camera estimate from the head pose and the landmarks.
-
-    Pitch from five points is rough, so only half of it is believed.
-    """
-    azimuth = elevation = 0.0
-    if prepared.pose is not None:
-        limit = MAX_ANGLE_DEG
-        azimuth = max(-limit["azimuth"], min(limit["azimuth"], -prepared.pose.yaw))
-        elevation = max(-limit["elevation"], min(limit["elevation"], 0.5 * prepared.pose.pitch))
-    four = prepared.landmarks[[0, 1, 3, 4]] / prepared.rgb.shape[0]
-    return PhotoCamera.from_landmarks(azimuth, elevation, four)
+    """The camera that the preparation found, with the similarity of the crop that goes with it."""
+    found = prepared.camera
+    return PhotoCamera.from_landmarks(found.azimuth_deg, found.elevation_deg, found.anchors / prepared.rgb.shape[0])
 
 
 def load_perceptual(weight: float, key: str):

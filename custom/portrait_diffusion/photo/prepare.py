@@ -9,6 +9,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..ops.similarity import CANONICAL_LANDMARKS_CROP, apply, compose, crop_from_landmarks, inverse, scale
 from .align import AlignedCrop, cut_crop
+from .camera_estimate import CameraEstimate, check_camera_method, estimate_camera, landmark_camera
+from .camera_net import load_camera_net
 from .detect import FaceDetector, find_face
 from .foreground import estimate_foreground
 from .head_pose import HeadPose, estimate_head_pose
@@ -31,7 +33,8 @@ class PreparedPhoto:
         landmarks: (5, 2) float64 crop pixels: left eye, right eye, nose tip, left and right mouth corner; left =
             smaller u.
         photo_to_crop: (2, 3) float64, upright source pixels to crop pixels (centres at +0.5).
-        pose: head pose estimate in degrees; None when an aligned picture shows no face that can be found.
+        camera: the canonical camera that took the crop, in crop pixels.
+        pose: head pose of the landmarks in degrees; None when an aligned picture shows no face that can be found.
         score: detector confidence in [0, 1]; 0 when no face was found in an aligned picture.
         matte: ``own``, ``network``, ``grabcut`` or ``none``: where alpha comes from.
         warnings: sentences for the user.
@@ -44,6 +47,7 @@ class PreparedPhoto:
     valid: Tensor
     landmarks: np.ndarray
     photo_to_crop: np.ndarray
+    camera: CameraEstimate
     pose: HeadPose | None
     score: float
     matte: str
@@ -52,7 +56,9 @@ class PreparedPhoto:
     picture: Tensor
 
 
-def prepare_photo(path, size: int = 512, aligned: bool = False, matte: str = "auto") -> PreparedPhoto:
+def prepare_photo(
+    path, size: int = 512, aligned: bool = False, matte: str = "auto", camera: str = "network"
+) -> PreparedPhoto:
     """Load, detect, align, matte and clean one photo.
 
     Args:
@@ -61,6 +67,7 @@ def prepare_photo(path, size: int = 512, aligned: bool = False, matte: str = "au
         aligned: the file already is a canonical crop (square); it is only resized.
         matte: ``auto``, ``network``, ``grabcut`` or ``none``. The file's own alpha always limits the result; ``auto``
             uses nothing else when it cuts out a person.
+        camera: ``network`` or ``landmarks``: what says from where the photo was taken and how large the head is.
 
     Returns: PreparedPhoto on the CPU.
     Raises: UsageError when the photo is unfit, with the reason; EnvironmentProblem for a missing package or weights.
@@ -68,9 +75,10 @@ def prepare_photo(path, size: int = 512, aligned: bool = False, matte: str = "au
     if size < 64:
         raise UsageError(f"The crop size must be at least 64 pixels, got {size}.")
     choose_matte(matte)  # a wrong name should not wait for the detector
+    check_camera_method(camera)
     photo = load_photo(path, max_side=max(WORKING_SIDE, size))
     locate = _locate_aligned if aligned else _locate
-    landmarks, source_to_crop, pose, score, warnings = locate(photo, size)
+    landmarks, source_to_crop, view, pose, score, warnings = locate(photo, size, camera)
     crop = _cut(path, photo, source_to_crop, size)
     method = choose_matte(matte, has_own_alpha=_cuts_out(crop), announce=True)
     own = crop.valid if crop.alpha is None else crop.alpha
@@ -80,20 +88,33 @@ def prepare_photo(path, size: int = 512, aligned: bool = False, matte: str = "au
     for warning in warnings:
         _log.warning("%s", warning)
     return PreparedPhoto(
-        rgb, alpha, crop.valid, landmarks, source_to_crop, pose, score, method, warnings, photo.source_size, crop.rgb
+        rgb, alpha, crop.valid, landmarks, source_to_crop, view, pose, score, method, warnings, photo.source_size,
+        crop.rgb,
     )
 
 
-def _locate(photo: LoadedPhoto, size: int):
-    """Landmarks in the crop, source-to-crop matrix, pose, score and warnings of the face in an ordinary photo."""
+def _locate(photo: LoadedPhoto, size: int, method: str):
+    """Landmarks in the crop, source-to-crop matrix, camera, pose, score and warnings, of an ordinary photo.
+
+    The crop puts the head's canonical landmarks onto their places, as the camera says where they are.
+    """
     pixel_size = float(np.sqrt(photo.to_source[0, 0] * photo.to_source[1, 1]))
-    found = find_face(_opaque(photo), FaceDetector(), pixel_size)
-    landmarks = apply(photo.to_source, found.face.landmarks)
-    source_to_crop = crop_from_landmarks(landmarks, size)
-    return apply(source_to_crop, landmarks), source_to_crop, found.pose, found.face.score, list(found.warnings)
+    picture = _opaque(photo)
+    found = find_face(picture, FaceDetector(), pixel_size)
+    view = _camera(picture, found.face.landmarks, found.pose, method).moved(photo.to_source)
+    source_to_crop = crop_from_landmarks(view.anchors, size)
+    landmarks = apply(compose(source_to_crop, photo.to_source), found.face.landmarks)
+    return landmarks, source_to_crop, view.moved(source_to_crop), found.pose, found.face.score, list(found.warnings)
 
 
-def _locate_aligned(photo: LoadedPhoto, size: int):
+def _camera(picture: np.ndarray, landmarks: np.ndarray, pose: HeadPose, method: str) -> CameraEstimate:
+    """Camera of an upright (H, W, 3) uint8 picture with such landmarks."""
+    if method == "landmarks":
+        return landmark_camera(landmarks, pose)
+    return estimate_camera(torch.from_numpy(picture).float() / 255, landmarks, load_camera_net())
+
+
+def _locate_aligned(photo: LoadedPhoto, size: int, method: str):
     """The same for a picture that is a canonical crop already: its frame is kept, a face is only looked for."""
     width, height = photo.source_size
     if width != height:
@@ -107,20 +128,21 @@ def _locate_aligned(photo: LoadedPhoto, size: int):
     assumed = np.concatenate([canonical[:2], nose, canonical[2:]])
     if not faces or turns:
         warning = "No face was found in the aligned photo; canonical landmarks are assumed."
-        return assumed, source_to_crop, None, 0.0, [warning]
+        return assumed, source_to_crop, landmark_camera(assumed, None), None, 0.0, [warning]
     to_crop = compose(source_to_crop, photo.to_source)
     middle = assumed.mean(0)
     face = min(faces, key=lambda item: np.linalg.norm(apply(to_crop, item.landmarks).mean(0) - middle))
     refined = detector.refine(picture, face)
-    landmarks = apply(to_crop, refined)
-    off = float(np.abs(landmarks[[0, 1, 3, 4]] - canonical).max()) / size
+    landmarks, pose = apply(to_crop, refined), estimate_head_pose(refined)
+    view = _camera(picture, refined, pose, method).moved(to_crop)
+    off = float(np.abs(view.anchors - canonical).max()) / size
     warnings = []
     if off > 0.04:
         warnings.append(
             f"The landmarks of the aligned photo lie up to {100 * off:.0f} % of its side from their canonical places; "
             "use aligned=false unless that is meant."
         )
-    return landmarks, source_to_crop, estimate_head_pose(refined), face.score, warnings
+    return landmarks, source_to_crop, view, pose, face.score, warnings
 
 
 def _cut(path, photo: LoadedPhoto, source_to_crop: np.ndarray, size: int) -> AlignedCrop:
