@@ -227,17 +227,18 @@ def test_smaller_settings_are_valid_and_smaller(stage, prior):
 
 
 def test_commands_pass_their_arguments_on(monkeypatch):
-    from portrait_diffusion.photo import train_matte
+    from portrait_diffusion.photo import train_camera, train_matte
     from portrait_diffusion.priors import train
     from portrait_diffusion.synthetic import dataset
 
     seen = []
-    for module, result in ((train, 0), (dataset, 3), (train_matte, "weights")):
+    for module, result in ((train, 0), (dataset, 3), (train_matte, "weights"), (train_camera, "file")):
         monkeypatch.setattr(module, "main", lambda arguments, result=result: (seen.append(arguments), result)[1])
     assert cli.main(["train-prior", "--data", "a"]) == 0
     assert cli.main(["render-dataset", "b"]) == 3
     assert cli.main(["train-matte", "--out", "c"]) == 0
-    assert seen == [["--data", "a"], ["b"], ["--out", "c"]]
+    assert cli.main(["train-camera", "--out", "d"]) == 0
+    assert seen == [["--data", "a"], ["b"], ["--out", "c"], ["--out", "d"]]
 
 
 def test_a_stopped_run_writes_its_outputs_and_says_that_it_goes_on(tmp_path, capsys):

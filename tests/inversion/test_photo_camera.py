@@ -68,10 +68,12 @@ def test_a_point_on_a_pixels_ray_is_projected_to_its_centre(row, column):
 def test_from_landmarks_finds_the_similarity_of_the_picture():
     still = PhotoCamera.from_landmarks(0.0, 0.0, CANONICAL_LANDMARKS_CROP)
     torch.testing.assert_close(still.pose()[2].detach(), torch.tensor([[1.0, 0.0, 0.0]]), rtol=0, atol=1e-6)
-    true = PhotoCamera(18.0, -6.0, (0.93, -0.04, 0.025))
+    true = PhotoCamera(18.0, -6.0, (0.93, -0.04, 0.025), roll_deg=9.0)
     head = head_to_world(torch.as_tensor(CANONICAL_LANDMARKS_HEAD, dtype=torch.float32))[None]
     found = PhotoCamera.from_landmarks(18.0, -6.0, offsets(true, head) + 0.5)
-    torch.testing.assert_close(found.pose()[2].detach(), true.pose()[2].detach(), rtol=0, atol=1e-5)
+    for part, wanted in zip(found.pose(), true.pose()):
+        torch.testing.assert_close(part.detach(), wanted.detach(), rtol=0, atol=1e-5)
+    assert float(found.deviation().detach()) == 0.0
 
 
 def test_all_six_parameters_can_be_fitted():

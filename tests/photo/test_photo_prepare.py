@@ -33,10 +33,13 @@ def test_shapes_and_ranges(prepared):
     assert prepared.source_size == (512, 512) and prepared.matte == "grabcut" and prepared.score > 0.8
 
 
-def test_landmarks_are_canonical(prepared):
-    four = prepared.landmarks[[0, 1, 3, 4]] / 256
+@pytest.mark.parametrize("camera", ["network", "landmarks"])
+def test_anchors_are_canonical(camera):
+    prepared = prepare_photo(ASTRONAUT, size=256, matte="none", camera=camera)
+    four = prepared.camera.anchors / 256
     assert np.abs(four.mean(0) - CANONICAL_LANDMARKS_CROP.mean(0)).max() < 1e-6  # centroids agree exactly
-    assert np.abs(four - CANONICAL_LANDMARKS_CROP).max() < 0.02  # what is left is the shape of this face
+    assert np.abs(four - CANONICAL_LANDMARKS_CROP).max() < 0.02  # what is left is the shape of this face, or its pose
+    assert np.abs(prepared.landmarks[[0, 1, 3, 4]] / 256 - four).max() < (0.04 if camera == "network" else 1e-9)
     scale, turn = prepared.photo_to_crop[:, 0]
     assert np.allclose(prepared.photo_to_crop[:, 1], [-turn, scale])
 
