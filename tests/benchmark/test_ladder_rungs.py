@@ -45,6 +45,14 @@ def test_the_ladder_of_the_restoration_has_the_configuration_that_ships():
     assert opened.config["system"] == refined.config["system"] | {"detail_preservation": False}
 
 
+def test_the_ladder_of_the_camera_differs_by_the_camera_alone():
+    landmarks, network, mini_landmarks, mini = make_rungs(read_ladder(ROOT / "benchmarks" / "ladders" / "camera.yaml"))
+    config = yaml.safe_load((ROOT / "configs" / "portrait-mini.yaml").read_text(encoding="utf-8"))
+    assert mini.config["system"] == config["system"] == mini_landmarks.config["system"]
+    assert network.config["system"] == landmarks.config["system"] and denoiser_rows(network.config["system"]) == 0
+    assert [r.config["data"]["camera"] for r in (landmarks, network, mini_landmarks, mini)] == ["landmarks", "network"] * 2
+
+
 def test_profiles_are_valid():
     ladder = read_ladder()
     for profile in ladder["profiles"].values():
