@@ -50,7 +50,8 @@ def test_the_ladder_of_the_camera_differs_by_the_camera_alone():
     config = yaml.safe_load((ROOT / "configs" / "portrait-mini.yaml").read_text(encoding="utf-8"))
     assert mini.config["system"] == config["system"] == mini_landmarks.config["system"]
     assert network.config["system"] == landmarks.config["system"] and denoiser_rows(network.config["system"]) == 0
-    assert [r.config["data"]["camera"] for r in (landmarks, network, mini_landmarks, mini)] == ["landmarks", "network"] * 2
+    rungs = (landmarks, network, mini_landmarks, mini)
+    assert [rung.config["data"]["camera"] for rung in rungs] == ["landmarks", "network"] * 2
 
 
 def test_profiles_are_valid():

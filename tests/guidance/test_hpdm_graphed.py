@@ -3,6 +3,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
+from portrait_diffusion.guidance.hpdm import graphed  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
 from portrait_diffusion.guidance.hpdm.graphed import GraphedPredict, refill, static_copy  # noqa: E402
 
@@ -43,42 +44,72 @@ def test_copies_keep_what_is_shared():
 
 
 def test_answers_follow_the_inputs_and_not_those_of_the_recording(model):
-    graphed = GraphedPredict(model, enabled=False)
+    replaying = GraphedPredict(model, enabled=False)
     for seed in (1, 2, 3):
         x, t, conditions, bank = question(seed)
-        got, expected = (f(x, t, conditions, 7.5, 2.0, bank) for f in (graphed, model.predict))
+        got, expected = (f(x, t, conditions, 7.5, 2.0, bank) for f in (replaying, model.predict))
         for a, b in zip(vars(got).values(), vars(expected).values(), strict=True):
             torch.testing.assert_close(a, b)
-    assert len(graphed.recorded) == 1
+    assert len(replaying.recorded) == 1
     x, t, conditions, _ = question(4, references=False)
-    torch.testing.assert_close(graphed(x, t, conditions, 7.5).noise, model.predict(x, t, conditions, 7.5).noise)
-    assert len(graphed.recorded) == 2
+    torch.testing.assert_close(replaying(x, t, conditions, 7.5).noise, model.predict(x, t, conditions, 7.5).noise)
+    assert len(replaying.recorded) == 2
+
+
+class Replayed:
+    """`Recorded` as it is on a GPU: the function runs when it is captured, not when it is replayed."""
+
+    calls = 3
+
+    def __init__(self, function, inputs, pool):
+        self.result = [function(*inputs) for _ in range(self.calls)][-1]
+
+    def __call__(self, inputs):
+        return self.result
+
+
+@pytest.mark.parametrize("recorded", [graphed.Recorded, Replayed])
+def test_rows_of_replays_are_counted_and_those_of_the_capture_are_not(model, monkeypatch, recorded):
+    monkeypatch.setattr(graphed, "Recorded", recorded)
+    replaying = GraphedPredict(model, enabled=False)
+    x, t, conditions, bank = question(1)
+    before = model.rows_seen
+    model.predict(x, t, conditions, 7.5, 2.0, bank)
+    rows = model.rows_seen - before
+    assert rows == 2 * 2 + 3 * 2, "two references of two views, then three terms of guidance"
+    for calls in (1, 2, 3):
+        replaying(x, t, conditions, 7.5, 2.0, bank)
+        assert model.rows_seen - before == (1 + calls) * rows
 
 
 def test_schedules_of_scales_do_not_fill_the_memory(model):
-    graphed = GraphedPredict(model, enabled=False)
+    replaying = GraphedPredict(model, enabled=False)
     x, t, conditions, bank = question(1)
     for scale in range(10):
-        graphed(x, t, conditions, 2.0 + scale, 2.0, bank)
-    assert len(graphed.recorded) == GraphedPredict.MOST
+        replaying(x, t, conditions, 2.0 + scale, 2.0, bank)
+    assert len(replaying.recorded) == GraphedPredict.MOST
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (none is visible)")
 def test_a_graph_answers_as_the_model_without_waiting(model):
     model = model.cuda()
-    graphed = GraphedPredict(model)
+    replaying = GraphedPredict(model)
+    counts = []
     for seed in (1, 2, 3):
         x, t, conditions, bank = question(seed, "cuda")
+        before = model.rows_seen
         expected = model.predict(x, t, conditions, 7.5, 2.0, bank)
         if seed == 3:
             torch.cuda.set_sync_debug_mode("error")
         try:
-            got = graphed(x, t, conditions, 7.5, 2.0, bank)
+            got = replaying(x, t, conditions, 7.5, 2.0, bank)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         for a, b in zip(vars(got).values(), vars(expected).values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        counts.append(model.rows_seen - before)
+    assert counts == [20] * 3, "ten rows plainly, ten as a graph"
     model.cpu()
 
 

@@ -115,13 +115,13 @@ class HPDMGuidance(BaseObject):
         self.noise_sampler = find(self.cfg.noise_sampler_type)(self.cfg.noise_sampler)
         self.generator = torch.Generator(device=self.device).manual_seed(self.cfg.seed)
         self._known = None
-        self.denoiser_rows = 0
-        model.unet.register_forward_pre_hook(self._count)
+        self._rows_before = 0
         self.update_step(0, 0)
 
-    def _count(self, module: Any, args: tuple) -> None:
-        """One more call of the denoiser; `denoiser_rows` is the pictures it has seen, of the whole run."""
-        self.denoiser_rows += len(args[0])
+    @property
+    def denoiser_rows(self) -> int:
+        """Pictures that the denoiser has seen, of the whole run."""
+        return self._rows_before + self._model.rows_seen
 
     def _load(self):
         require("diffusers", extra="hpdm")
@@ -178,7 +178,7 @@ class HPDMGuidance(BaseObject):
 
         self.set_views(None if state["views"] is None else Views(**state["views"]))
         self.noise_sampler.load_state_dict(state["noise_sampler"])
-        self.denoiser_rows = state.get("denoiser_rows", 0)
+        self._rows_before = state.get("denoiser_rows", 0) - self._model.rows_seen
 
     def set_views(self, views) -> None:
         """What is known of the head from now on (`hpdm.views.Views`, on any device), or None for nothing."""

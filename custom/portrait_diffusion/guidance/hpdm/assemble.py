@@ -152,11 +152,11 @@ class AssembledHPDM(HPDM):
                 "mid_block_additional_residual": behind_zeros(mid, plain),
             }
         if bank is None or self.attention is None or plain == len(sample):
-            return self.unet(sample, timesteps, tokens, **residuals).sample
+            return self.run_denoiser(sample, timesteps, tokens, **residuals)
         self._write(bank, rows_of(timesteps, len(sample) - len(gate)), gate)
         self.attention.mode = "read"
         try:
-            return self.unet(sample, timesteps, tokens, **residuals).sample
+            return self.run_denoiser(sample, timesteps, tokens, **residuals)
         finally:
             self.attention.mode, self.attention.bank, self.attention.bias = None, {}, None
 
@@ -183,7 +183,7 @@ class AssembledHPDM(HPDM):
         noised = self.add_noise(flat, self._noise_like(flat), steps).to(self.unet.dtype)
         self.attention.mode = "write"
         try:
-            self.unet(noised, steps, tokens.flatten(0, 1).to(noised))
+            self.run_denoiser(noised, steps, tokens.flatten(0, 1).to(noised))
         finally:
             self.attention.mode = None
         self.attention.bank = {

@@ -30,11 +30,13 @@ class Recorded:
 
     Args: function; inputs of the first call; pool: of the graphs' memory, None runs the function itself on the copied
         inputs, as a CPU must.
+    Attributes: calls: of the function in order to capture it; a replay does not call it.
     """
 
     def __init__(self, function: Callable, inputs: list[Tensor], pool):
         self.function, self.inputs = function, [static_copy(x) for x in inputs]
         self.graph = self.result = None
+        self.calls = 0 if pool is None else WARM_UP + 1
         if pool is None:
             return
         side = torch.cuda.Stream()
@@ -94,6 +96,11 @@ class GraphedPredict:
                     x, t, Conditions(tokens, explicit, told, plain), explicit_scale, implicit_scale, known
                 )
 
-            self.recorded[key] = Recorded(predict, tensors, self.pool)
-        found = self.recorded[key](tensors)
+            seen = self.model.rows_seen
+            made = Recorded(predict, tensors, self.pool)
+            rows = (self.model.rows_seen - seen) // max(1, made.calls)  # of one replay, which the model does not notice
+            self.model.rows_seen, self.recorded[key] = seen, (made, rows)
+        recorded, rows = self.recorded[key]
+        found = recorded(tensors)
+        self.model.rows_seen += rows
         return replace(found, **{name: x if x is None else x.clone() for name, x in vars(found).items()})

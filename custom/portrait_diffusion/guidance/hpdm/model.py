@@ -46,6 +46,8 @@ class HPDM(nn.Module):
 
     gate_floor = 0.25
     """What a reference counts at least from any angle, as in training; untrained attention must close wholly."""
+    rows_seen = 0
+    """Pictures that the denoiser has been given."""
 
     def __init__(
         self, unet: UNet2DConditionModel, explicit: ControlNetModel, reference: ControlNetModel,
@@ -119,7 +121,7 @@ class HPDM(nn.Module):
         """
         sample, tokens = noisy.to(self.unet.dtype), tokens.to(self.unet.dtype)
         if (explicit is None and bank is None) or plain == len(sample):
-            return self.unet(sample, timesteps, tokens).sample
+            return self.run_denoiser(sample, timesteps, tokens)
         if explicit is None:
             side = [s * self.factor for s in sample.shape[-2:]]
             explicit = sample.new_zeros(len(sample) - plain, self.explicit.config.conditioning_channels, *side)
@@ -133,9 +135,14 @@ class HPDM(nn.Module):
             self.implicit.set(None)
         if plain:
             down, mid = [behind_zeros(x, plain) for x in down], behind_zeros(mid, plain)
-        return self.unet(
+        return self.run_denoiser(
             sample, timesteps, tokens, down_block_additional_residuals=list(down), mid_block_additional_residual=mid
-        ).sample
+        )
+
+    def run_denoiser(self, sample: Tensor, timesteps: Tensor, tokens: Tensor, **residuals) -> Tensor:
+        """The network's output; its rows are counted. Args: sample (B, C, h, w), timesteps (B,) or (1,), tokens."""
+        self.rows_seen += len(sample)
+        return self.unet(sample, timesteps, tokens, **residuals).sample
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, conditions: Conditions, explicit_scale: float = 1.0,
