@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class NetTrainConfig:
     eval_batches: int = 4
     seed: int = 0
     save_every_seconds: float = 60.0
+
+
+Config = TypeVar("Config", bound=NetTrainConfig)
 
 
 class NetTrainer(ABC):
@@ -146,8 +150,13 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def training_options(told: str, config: NetTrainConfig, max_frames: int, max_yaw: float) -> argparse.ArgumentParser:
-    """Command line of a training: data, output folder, and what ``config`` holds, with its values as defaults."""
+def training_options(told: str, kind: type[Config], max_frames: int, max_yaw: float, arguments=None):
+    """Command line of a training: data, output folder, and settings with their defaults; logging is set up.
+
+    Args: told: description; kind: of the settings; max_frames, max_yaw: defaults; arguments: None takes the process's.
+    Returns: options with ``data``, ``out``, ``max_frames`` and ``max_yaw``; settings; device.
+    """
+    config = kind()
     parser = argparse.ArgumentParser(description=told)
     parser.add_argument("--data", required=True, type=Path, help="folder with synthetic shards")
     parser.add_argument("--out", required=True, type=Path, help="folder for the weights and the resumable state")
@@ -156,11 +165,14 @@ def training_options(told: str, config: NetTrainConfig, max_frames: int, max_yaw
     parser.add_argument("--steps", type=int, default=config.steps, help="stop after so many steps instead of by time")
     parser.add_argument("--batch-size", type=int, default=config.batch_size)
     parser.add_argument("--size", type=int, default=config.size, help="side of the training pictures, a multiple of 32")
-    parser.add_argument("--eval-batches", type=int, default=config.eval_batches, help="batches of 16 for the card's "
-                        "held-out test")  # fmt: skip
+    parser.add_argument("--eval-batches", type=int, default=config.eval_batches, help="batches of the card's held-out "
+                        "test")  # fmt: skip
     parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps)
+    parser.add_argument("--seed", type=int, default=config.seed)
     parser.add_argument("--max-frames", type=int, default=max_frames)
     parser.add_argument("--max-yaw", type=float, default=max_yaw, help="use views up to so many degrees from the front")
-    parser.add_argument("--seed", type=int, default=config.seed)
     parser.add_argument("--device", default="", help="default: the accelerator if there is one")
-    return parser
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = torch.device(options.device) if options.device else default_device()
+    return options, kind(**{name: value for name, value in vars(options).items() if hasattr(config, name)}), device

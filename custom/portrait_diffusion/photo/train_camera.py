@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
 from .camera_data import CameraPool, crop_of, load_camera_pool, make_camera_batch
 from .camera_net import CAMERA_SIZE, CameraNet
-from .net_training import NetTrainConfig, NetTrainer, default_device, training_options
+from .net_training import NetTrainConfig, NetTrainer, training_options
 
 _log = logging.getLogger("portrait_diffusion")
 EYE_DISTANCE = float(CANONICAL_LANDMARKS_CROP[1, 0] - CANONICAL_LANDMARKS_CROP[0, 0])
@@ -86,13 +86,7 @@ def evaluate(net: CameraNet, pool: CameraPool, config: CameraTrainConfig, batch_
 
 def main(arguments=None) -> Path:
     """Command line entry; returns the path of the weights."""
-    options = training_options(__doc__, CameraTrainConfig(), 60000, 45.0).parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    device = torch.device(options.device) if options.device else default_device()
-    config = CameraTrainConfig(
-        options.seconds, options.steps, options.batch_size, warmup_steps=options.warmup_steps,
-        size=options.size, eval_batches=options.eval_batches, seed=options.seed,
-    )  # fmt: skip
+    options, config, device = training_options(__doc__, CameraTrainConfig, 60000, 45.0, arguments)
     pool = load_camera_pool(options.data, config.size * 5 // 4, device, options.max_frames, options.max_yaw)
     _log.info("%d views on %s", len(pool), device)
     return CameraTrainer(pool, config).train(options.out)

@@ -15,7 +15,7 @@ from .composites import make_batch
 from .matte_data import load_pool, read_frames, split_pool
 from .matte_loss import matte_loss
 from .matte_net import MATTE_SIZE, MatteNet
-from .net_training import NetTrainConfig, NetTrainer, default_device, training_options
+from .net_training import NetTrainConfig, NetTrainer, training_options
 
 _log = logging.getLogger("portrait_diffusion")
 
@@ -83,13 +83,7 @@ def evaluate(net: MatteNet, frames: Tensor, batches: int = 4, batch_size: int = 
 
 def main(arguments=None) -> Path:
     """Command line entry; returns the path of the weights."""
-    options = training_options(__doc__, MatteTrainConfig(), 40000, 75.0).parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    device = torch.device(options.device) if options.device else default_device()
-    config = MatteTrainConfig(
-        options.seconds, options.steps, options.batch_size, warmup_steps=options.warmup_steps,
-        size=options.size, eval_batches=options.eval_batches, seed=options.seed,
-    )  # fmt: skip
+    options, config, device = training_options(__doc__, MatteTrainConfig, 40000, 75.0, arguments)
     frames = load_pool(read_frames(options.data, options.max_yaw), config.size, device, options.max_frames)
     _log.info("%d frames on %s", len(frames), device)
     return MatteTrainer(frames, config).train(options.out)
