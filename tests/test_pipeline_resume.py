@@ -66,6 +66,23 @@ def test_the_key_follows_photo_and_settings_but_not_what_only_shows_the_head(wei
     assert key(weights, data={"image_path": "moved.png"}) == before
 
 
+def test_the_key_follows_the_networks_that_look_at_the_photo(weights, tmp_path, monkeypatch):
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("camera", "matte")}
+    for file in files.values():
+        file.write_bytes(b"first")
+    monkeypatch.setattr("portrait_diffusion.photo.prepare.CAMERA_WEIGHTS", files["camera"])
+    monkeypatch.setattr("portrait_diffusion.photo.prepare.MATTE_WEIGHTS", files["matte"])
+    plain = {"camera": "landmarks", "matte": "none"}
+    named = [{}, plain | {"camera": "network"}, plain | {"matte": "network"}, plain]
+    before = [key(weights, data=data) for data in named]
+    assert len(set(before)) == 4 and key(weights, data={"camera": "network", "matte": "auto"}) != before[3]
+    files["camera"].write_bytes(b"trained anew")
+    after = [key(weights, data=data) for data in named]
+    assert [a != b for a, b in zip(before, after)] == [True, True, False, False]
+    files["matte"].write_bytes(b"trained anew")
+    assert [a != b for a, b in zip(after, (key(weights, data=data) for data in named))] == [True, False, True, False]
+
+
 def test_the_key_of_the_stages_follows_the_guidances_model_too(weights, tmp_path, monkeypatch):
     folder = tmp_path / "hpdm"
     (folder / "unet").mkdir(parents=True)

@@ -25,10 +25,8 @@ from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .noise.summary import noise_summary
 from .optional import require
-from .photo.camera_net import WEIGHTS_FILE as CAMERA_WEIGHTS
 from .photo.matte import choose_matte
-from .photo.matte_net import WEIGHTS_FILE as MATTE_WEIGHTS
-from .photo.prepare import PreparedPhoto, prepare_photo
+from .photo.prepare import PreparedPhoto, photo_weights, prepare_photo
 from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
@@ -213,17 +211,13 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
-    weights = [weights_sha256(path) for path in (*prior_paths(prior), *photo_weights(data))]
+    matte = choose_matte(data.get("matte", DataConfig.matte))
+    looked = photo_weights(matte, data.get("camera", DataConfig.camera))
+    weights = [weights_sha256(path) for path in (*prior_paths(prior), *looked.values())]
     if stages:
         weights += guidance_weights(system)
     text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def photo_weights(data: dict) -> list[Path]:
-    """Files of the networks that look at the photo. Args: data: section of a configuration."""
-    files = [CAMERA_WEIGHTS] if data.get("camera", DataConfig.camera) == "network" else []
-    return files + [MATTE_WEIGHTS] * (choose_matte(data.get("matte", DataConfig.matte)) == "network")
 
 
 def guidance_weights(system: dict) -> list[str]:

@@ -16,7 +16,7 @@ from .export.fields import FieldFns
 from .files import atomic_path, save_tensors
 from .inversion.camera import PhotoCamera
 from .ops.cameras import canonical_fovy, orbit_c2w
-from .photo.prepare import PreparedPhoto
+from .photo.prepare import PreparedPhoto, photo_weights
 from .priors.published.families import facts_of
 from .renderer.volume import PortraitVolumeRenderer  # noqa: F401  (registers)
 from .settings import PipelineConfig, load_pipeline_config, prior_weights, typed
@@ -100,6 +100,8 @@ class PortraitResult:
         tell = (lambda stage, done, total: progress(stage, done, total, {})) if progress else None
         prior = config.system.prior
         weights = prior_weights(prior)
+        if self.prepared is not None:
+            weights |= photo_weights(self.prepared.matte, config.data.camera)
         return export_all(
             out, self.render_fn, self.field_fns(), photo, curves, self.raw_config, config=config.system.exporter,
             overrides=overrides, metrics=metrics, warnings=prior_terms(prior.type), seeds={"seed": config.seed},

@@ -139,7 +139,8 @@ def test_it_exports_what_was_trained(trained, scratch):
     assert len(mesh.faces) > 500 and 0.15 < float(mesh.extents.max()) < 0.45, "a head in metres"
     assert yaml.safe_load((out / "share.yaml").read_text())["trainer"]["max_steps"] == 6, "the run's own settings"
     provenance = json.loads((out / "provenance.json").read_text())
-    assert provenance["photo"]["name"] == "me.png" and set(provenance["weights_sha256"]) == {"prior", "encoder"}
+    assert provenance["photo"]["name"] == "me.png"
+    assert {"prior", "encoder", "camera"} <= set(provenance["weights_sha256"])
 
 
 def test_it_resumes_exactly(trained, scratch):

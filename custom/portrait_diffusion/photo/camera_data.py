@@ -16,10 +16,10 @@ from ..errors import UsageError
 from ..ops.cameras import projected_landmarks
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
 from .backgrounds import chance
+from .camera_net import MIRRORED
 from .composites import compose, premultiply
 from .matte_data import read_shards, resize_frames, seen_from_front
 
-MIRRORED = (1, 0, 3, 2)
 CENTRE = 0.5 + 0.5j
 LANDMARK_NOISE = 0.015
 """Standard deviation of a detector's landmarks, shares of the side, about what YuNet shows on rendered heads."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..ops.similarity import apply, compose, crop_from_landmarks, inverse
 from .align import resample, valid_mask
-from .camera_net import CAMERA_SIZE, CameraNet
+from .camera_net import CAMERA_SIZE, MIRRORED, CameraNet
 from .head_pose import HeadPose
 
 CAMERA_METHODS = ("network", "landmarks")
@@ -19,7 +19,6 @@ ROUNDS = (8, 16)
 WIDE_SIZE = 5 * CAMERA_SIZE // 2
 """Side of the picture from which the crops of a round are cut: a quarter wider than they are, and twice as fine."""
 _WIDEN = np.array([[2.0, 0, CAMERA_SIZE / 4], [0, 2.0, CAMERA_SIZE / 4]])
-_MIRRORED = [1, 0, 3, 2]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def estimate_camera(rgb: Tensor, landmarks, net: CameraNet) -> CameraEstimate:
         found = []
         for points, (matrix, mirror) in zip((anchors.double() * CAMERA_SIZE).numpy(), cuts):
             if mirror:
-                points = points[_MIRRORED] * [-1.0, 1.0] + [CAMERA_SIZE, 0.0]
+                points = points[list(MIRRORED)] * [-1.0, 1.0] + [CAMERA_SIZE, 0.0]
             found.append(apply(inverse(compose(matrix, to_wide)), points))
         where = np.mean(found, 0)
     azimuth, elevation = angles.mean(0).tolist()

@@ -18,6 +18,8 @@ CAMERA_SIZE = 128
 WEIGHTS_FILE = Path(__file__).resolve().parents[1] / "weights" / "camera.safetensors"
 WIDTHS = (24, 48, 96, 128, 192)
 HIDDEN = 256
+MIRRORED = (1, 0, 3, 2)
+"""Anchors in a mirrored picture: left is what has the smaller u."""
 ANGLE_DEG = 30.0
 SPREAD = 0.1
 """Natural sizes of what the network says: degrees, and shares of the crop's side."""

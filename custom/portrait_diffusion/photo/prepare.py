@@ -1,6 +1,7 @@
 """From a photo file to everything the inversion needs: crop, alpha, masks, landmarks, pose and warnings."""
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,12 +11,14 @@ from ..errors import UsageError
 from ..ops.similarity import CANONICAL_LANDMARKS_CROP, apply, compose, crop_from_landmarks, inverse, scale
 from .align import AlignedCrop, cut_crop
 from .camera_estimate import CameraEstimate, check_camera_method, estimate_camera, landmark_camera
+from .camera_net import WEIGHTS_FILE as CAMERA_WEIGHTS
 from .camera_net import load_camera_net
 from .detect import FaceDetector, find_face
 from .foreground import estimate_foreground
 from .head_pose import HeadPose, estimate_head_pose
 from .load import LoadedPhoto, load_photo
 from .matte import choose_matte, estimate_alpha
+from .matte_net import WEIGHTS_FILE as MATTE_WEIGHTS
 
 WORKING_SIDE = 2048
 _log = logging.getLogger("portrait_diffusion")
@@ -91,6 +94,15 @@ def prepare_photo(
         rgb, alpha, crop.valid, landmarks, source_to_crop, view, pose, score, method, warnings, photo.source_size,
         crop.rgb,
     )
+
+
+def photo_weights(matte: str, camera: str) -> dict[str, Path]:
+    """Weights files of the networks that look at the photo, by what they find.
+
+    Args: matte: as `choose_matte` resolves it; camera: of `prepare_photo`.
+    """
+    files = {"camera": CAMERA_WEIGHTS} if camera == "network" else {}
+    return files | ({"matte": MATTE_WEIGHTS} if matte == "network" else {})
 
 
 def _locate(photo: LoadedPhoto, size: int, method: str):
