@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from ..export.share import shareable_config, write_share
 from ..host import run_config
+from ..photo.prepare import photo_weights
 
 
 def settings_of(system: Any) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def describe_head(system: Any) -> None:
     photo = getattr(system.trainer.datamodule, "photo_or_none", None)
     if photo is not None and system.cfg.init:
         known["photo"] = _photo_info(system, photo)
+        known["weights"] |= photo_weights(photo.matte, system.trainer.datamodule.cfg.camera)
     system.exporter.describe(**known)
 
 
