@@ -22,6 +22,7 @@ from portrait_diffusion.photo.camera_data import (
 from portrait_diffusion.photo.camera_estimate import CameraEstimate, estimate_camera, landmark_camera
 from portrait_diffusion.photo.camera_net import CAMERA_SIZE, CameraNet, load_camera_net
 from portrait_diffusion.photo.head_pose import HeadPose
+from portrait_diffusion.photo.matte_data import split_pool
 from portrait_diffusion.photo.prepare import prepare_photo
 from portrait_diffusion.photo.train_camera import CameraTrainConfig, CameraTrainer, main
 
@@ -142,7 +143,7 @@ def test_the_pool_holds_frontal_views_with_their_landmarks(tmp_path):
         (tmp_path / "train_00000.npz").unlink()
         write_shard(tmp_path, azimuths=(90, 100, 110, 170))
         load_camera_pool(tmp_path, 32, torch.device("cpu"), 10, 0.5)
-    first, held = heads(100, 16).split()
+    first, held = split_pool(heads(100, 16))
     assert len(first) == 98 and len(held) == 2
 
 

@@ -40,14 +40,9 @@ class CameraPool:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def rows(self, picks) -> "CameraPool":
+    def __getitem__(self, picks) -> "CameraPool":
         """Some of them."""
         return CameraPool(self.frames[picks], self.angles[picks], self.landmarks[picks])
-
-    def split(self, share: float = 0.02) -> tuple["CameraPool", "CameraPool"]:
-        """Training and held-out views: the held-out ones are the last, so whole subjects; a tiny pool is both."""
-        held_out = int(len(self) * share)
-        return (self.rows(slice(-held_out)), self.rows(slice(-held_out, None))) if held_out else (self, self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Cut-out heads for training the matting network, from the shards of ``portrait_diffusion.synthetic.dataset``."""
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UsageError
+
+Pool = TypeVar("Pool")
 
 
 def read_shards(folder, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, ...]]:
@@ -84,7 +87,10 @@ def resize_frames(frames: Tensor, size: int) -> Tensor:
     return (torch.cat([colour, alpha.clamp(0, 1)], 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def split_pool(frames: Tensor, share: float = 0.02) -> tuple[Tensor, Tensor]:
-    """(training, held-out) frames: the held-out ones are the last, so whole subjects; a tiny pool serves as both."""
+def split_pool(frames: Pool, share: float = 0.02) -> tuple[Pool, Pool]:
+    """(training, held-out) frames: the held-out ones are the last, so whole subjects; a tiny pool serves as both.
+
+    Args: frames: a tensor or anything else with a length that slices cut; share: that is held out.
+    """
     held_out = int(len(frames) * share)
     return (frames[:-held_out], frames[-held_out:]) if held_out else (frames, frames)

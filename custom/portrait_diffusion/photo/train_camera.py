@@ -4,7 +4,7 @@ The run is resumable: the same command continues from ``camera_train.pt`` in the
 counts all parts of the run.
 """
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
 from .camera_data import CameraPool, crop_of, load_camera_pool, make_camera_batch
 from .camera_net import CAMERA_SIZE, CameraNet
+from .matte_data import split_pool
 from .net_training import NetTrainConfig, NetTrainer, training_options
 
 _log = logging.getLogger("portrait_diffusion")
@@ -37,7 +38,7 @@ class CameraTrainer(NetTrainer):
     name = "camera"
 
     def __init__(self, pool: CameraPool, config: CameraTrainConfig):
-        self.pool, self.held_out = pool.split()
+        self.pool, self.held_out = split_pool(pool)
         super().__init__(CameraNet, config, pool.frames.device)
 
     def losses(self) -> dict[str, Tensor]:
@@ -45,24 +46,19 @@ class CameraTrainer(NetTrainer):
         config = self.config
         picks = torch.randint(0, len(self.pool), (config.batch_size,), generator=self.generator, device=self.device)
         with torch.no_grad():
-            batch = make_camera_batch(self.pool.rows(picks), config.size, self.generator)
+            batch = make_camera_batch(self.pool[picks], config.size, self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             angles, anchors = self.net(batch.rgb.contiguous(memory_format=torch.channels_last), batch.valid)
         places = F.smooth_l1_loss(anchors / (0.1 * EYE_DISTANCE), batch.anchors / (0.1 * EYE_DISTANCE), beta=0.2)
         turns = F.smooth_l1_loss(angles / LOSS_DEG, batch.angles / LOSS_DEG, beta=0.1)
         return {"anchors": places, "angles": turns, "total": places + turns}
 
-    def card(self) -> dict:
-        """What the weights are, what they were trained on, how well they do on fresh synthetic photographs."""
+    def about(self) -> dict:
+        """Name, task, views, and how well the weights do on fresh synthetic photographs."""
         return {
             "name": "CameraNet",
             "task": "canonical camera of a roughly aligned portrait crop",
-            "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
-            "data": "rendered procedural heads over procedural backgrounds; no photographs",
             "frames": len(self.pool),
-            "steps": self.step,
-            "seconds": round(self.elapsed, 1),
-            "config": asdict(self.config),
             "held_out_synthetic": evaluate(self.average, self.held_out, self.config),
         }
 
@@ -75,7 +71,7 @@ def evaluate(net: CameraNet, pool: CameraPool, config: CameraTrainConfig, batch_
     found = []
     for _ in range(config.eval_batches):
         picks = torch.randint(0, len(pool), (batch_size,), generator=generator, device=pool.frames.device)
-        batch = make_camera_batch(pool.rows(picks), config.size, generator)
+        batch = make_camera_batch(pool[picks], config.size, generator)
         angles, anchors = net(batch.rgb, batch.valid)
         size = (crop_of(anchors)[0].abs() / crop_of(batch.anchors)[0].abs()).log()
         shift = (anchors.mean(1) - batch.anchors.mean(1)).norm(dim=-1)

@@ -4,7 +4,7 @@ The run is resumable: the same command continues from ``matte_train.pt`` in the 
 counts all parts of the run.
 """
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,17 +49,12 @@ class MatteTrainer(NetTrainer):
             logits = self.net(batch.rgb.contiguous(memory_format=torch.channels_last), batch.valid)
         return matte_loss(logits, batch)
 
-    def card(self) -> dict:
-        """What the weights are, what they were trained on, how well they do on fresh synthetic composites."""
+    def about(self) -> dict:
+        """Name, task, frames, and how well the weights do on fresh synthetic composites."""
         return {
             "name": "MatteNet",
             "task": "soft alpha of the person in a canonical portrait crop",
-            "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
-            "data": "rendered procedural heads over procedural backgrounds; no photographs",
             "frames": len(self.frames),
-            "steps": self.step,
-            "seconds": round(self.elapsed, 1),
-            "config": asdict(self.config),
             "held_out_synthetic": evaluate(self.average, self.held_out, self.config.eval_batches),
         }
 
