@@ -11,6 +11,7 @@ add up to the step.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from measuring import circumstances, median_ms  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
+from portrait_diffusion.guidance.hpdm.compiled import compile_networks  # noqa: E402
 from portrait_diffusion.guidance.hpdm.conditions import EXPLICIT_CHANNELS, Conditions, References  # noqa: E402
 from portrait_diffusion.guidance.hpdm.graphed import GraphedPredict  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini, plain_attention  # noqa: E402
@@ -106,7 +108,19 @@ def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: i
     if device.type == "cuda":
         graphed = GraphedPredict(model)
         parts |= {"step, graph": partial(step, graphed), "step, graph, one timestep": partial(step, graphed, t[:1])}
-    return {name: median_ms(function, device, repeats) for name, function in parts.items()}
+    found = {name: median_ms(function, device, repeats) for name, function in parts.items()}
+    if device.type != "cuda":
+        return found
+    compile_networks(model)
+    graphed, start = GraphedPredict(model), time.monotonic()
+    parts = {
+        "step, compiled, one timestep": partial(step, levels=t[:1]),
+        "step, compiled, graph, one timestep": partial(step, graphed, t[:1]),
+        "step, compiled, graph": partial(step, graphed),
+        "autoencoder, compiled": encode,
+    }
+    found |= {name: median_ms(function, device, repeats) for name, function in parts.items()}
+    return found | {"s for these, most of it to compile": round(time.monotonic() - start, 1)}
 
 
 def count_operations(views: int, size: int) -> dict:

@@ -149,8 +149,9 @@ def test_cells_cut_once_project_what_the_views_do(folder):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_graphs_without_a_gpu_are_refused(folder):
-    with pytest.raises(UsageError, match="cuda_graphs needs a GPU"):
-        make(folder, cuda_graphs=True)
+    for key in ("compile", "cuda_graphs"):
+        with pytest.raises(UsageError, match=f"{key} needs a GPU"):
+            make(folder, **{key: True})
 
 
 def test_one_timestep_for_all_views(folder):

@@ -80,6 +80,7 @@ class HPDMGuidance(BaseObject):
         half_precision_weights: bool = True  # on a GPU; a CPU computes in full precision
         one_timestep: bool = False  # one for all views of a step, so that an SD-1.5 model reads the references once
         cuda_graphs: bool = False  # the denoiser's kernels as one graph: a GPU, constant scales
+        compile: bool = False  # the networks by torch.compile: a GPU, a minute or more at first
         inversion_steps: int = 8  # of sdi and ism: denoiser calls a step
         noise_sampler_type: str = "portrait-diffusion-iid-noise"  # where the noise comes from (sds, csd)
         noise_sampler: dict = field(default_factory=dict)
@@ -105,10 +106,15 @@ class HPDMGuidance(BaseObject):
             from .hpdm.model import plain_attention
 
             plain_attention(self._model.vae)
+        for key in ("compile", "cuda_graphs"):
+            if getattr(self.cfg, key) and torch.device(self.device).type != "cuda":
+                raise UsageError(f"guidance.{key} needs a GPU; set it to false to run on a CPU.")
+        if self.cfg.compile:
+            from .hpdm.compiled import compile_networks
+
+            compile_networks(self._model)
         self._graphed = None
         if self.cfg.cuda_graphs:
-            if torch.device(self.device).type != "cuda":
-                raise UsageError("guidance.cuda_graphs needs a GPU; set it to false to run on a CPU.")
             from .hpdm.graphed import GraphedPredict
 
             self._graphed = GraphedPredict(self._model)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from ...errors import EnvironmentProblem, UsageError
 from ...optional import require
+from .attention import biased_attention, gate_bias
 from .conditions import References
-from .implicit import NEVER, self_attentions
+from .implicit import self_attentions
 from .model import HPDM, behind_zeros, rows_of
 
 LAYOUTS = ("tile", "inpaint")
+EXTRAS = ("spatial_norm", "group_norm", "norm_q", "norm_k")
+"""What the self-attentions of other model families may have."""
 
 
 @dataclass
@@ -68,6 +71,12 @@ class ReferenceAttention:
         self.bank: dict[str, Tensor] = {}
         self.bias: Tensor | None = None
         for name, module in self_attentions(network).items():
+            extras = [x for x in EXTRAS if getattr(module, x, None) is not None]
+            if extras or module.residual_connection or module.rescale_output_factor != 1:
+                raise UsageError(
+                    f"The denoiser's {name} has {', '.join(extras) or 'a residual'}, which models of Stable Diffusion "
+                    "1.5's shape do not have; set guidance.reference_attention to false."
+                )
             module.set_processor(ReferenceProcessor(self, name, module.processor))
 
 
@@ -84,14 +93,26 @@ class ReferenceProcessor:
         if owner.mode != "read":
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         closed = len(hidden_states) - len(owner.bias)
-        x, bank = hidden_states[closed:], owner.bank[self.name].to(hidden_states)
-        bias = owner.bias.repeat_interleave(bank.shape[1] // owner.bias.shape[1], dim=1)  # for every token (G, R L)
-        tokens = torch.cat([x, bank.expand(len(x), -1, -1)], dim=1)
-        mask = torch.cat([bias.new_zeros(len(x), x.shape[1]), bias], dim=1).to(x)[:, None]
-        out = self.inner(attn, x, tokens, mask, **kwargs)
+        out = self._read(attn, hidden_states[closed:], owner.bank[self.name].to(hidden_states))
         if closed == 0:
             return out
         return torch.cat([self.inner(attn, hidden_states[:closed], None, None, **kwargs), out])
+
+    def _read(self, attn, x: Tensor, bank: Tensor) -> Tensor:
+        """Attention of x (G, N, C) to itself and to the bank (G or 1, R L, C), through the module's projections."""
+        g, n, c = x.shape
+        gates = self.owner.bias
+        bias = gates[..., None].expand(-1, -1, bank.shape[1] // gates.shape[1]).flatten(1)  # for every token (G, R L)
+        bias = torch.cat([bias.new_zeros(g, n), bias], dim=1)
+
+        def heads(y: Tensor) -> Tensor:
+            return y.view(g, -1, attn.heads, c // attn.heads).transpose(1, 2)
+
+        def both(projection: nn.Module) -> Tensor:  # one bank for all rows goes through the projection once
+            return heads(torch.cat([projection(x), projection(bank).expand(g, -1, -1)], dim=1))
+
+        out = biased_attention(heads(attn.to_q(x)), both(attn.to_k), both(attn.to_v), bias)
+        return attn.to_out[0](out.transpose(1, 2).reshape(g, n, c))
 
 
 class AssembledHPDM(HPDM):
@@ -121,6 +142,10 @@ class AssembledHPDM(HPDM):
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
         self.register_buffer("tokens", tokens.clone(), persistent=False)
         self.register_buffer("plain_tokens", plain_tokens.clone(), persistent=False)
+
+    def networks(self) -> list[nn.Module]:
+        """See `HPDM.networks`."""
+        return [self.unet, *self.controls, self.vae.encoder]
 
     def cameras(self, c2w: Tensor) -> Tensor:
         """The prompt's tokens (..., L, D), the same for every camera (..., 4, 4)."""
@@ -189,7 +214,7 @@ class AssembledHPDM(HPDM):
         self.attention.bank = {
             name: x.unflatten(0, (b, r)).flatten(1, 2) for name, x in self.attention.bank.items()
         }
-        self.attention.bias = gate.clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
+        self.attention.bias = gate_bias(gate)
 
     def _noise_like(self, latents: Tensor) -> Tensor:
         """The references' noise (1, C, h, w), drawn once on the CPU so that every device has the same."""

@@ -13,8 +13,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-NEVER = -1.0e4
-"""Logit of a token whose gate is closed."""
+from .attention import biased_attention, gate_bias
 
 
 def self_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -57,16 +56,14 @@ class ResidualMerge(nn.Module):
     def forward(self, x: Tensor, bank: Tensor, gate: Tensor) -> Tensor:
         """Args: x (B, N, C), bank (B, R, L, C), gate (B, R) in [0, 1]. Returns: (B, N, C) to be added to x's branch."""
         b, n, c = x.shape
-        bias = gate.float().clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
-        bias = bias[:, None, None, :, None].expand(-1, 1, 1, -1, bank.shape[2]).reshape(b, 1, 1, -1)
+        bias = gate_bias(gate)[..., None].expand(-1, -1, bank.shape[2]).flatten(1)  # for every token (B, R L)
         bank = bank.flatten(1, 2)
 
         def heads(y: Tensor) -> Tensor:
             return y.view(b, -1, self.heads, c // self.heads).transpose(1, 2)
 
         q, k, v = heads(self.to_q(x)), heads(self.to_k(bank)), heads(self.to_v(bank))
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).expand(-1, -1, n, -1))
-        a = a.transpose(1, 2).reshape(b, n, c)
+        a = biased_attention(q, k, v, bias).transpose(1, 2).reshape(b, n, c)
         residual = self.zero(a + self.inner(F.silu(self.norm(a))))
         return residual * gate.amax(dim=1).to(x.dtype)[:, None, None]
 

@@ -73,6 +73,10 @@ class HPDM(nn.Module):
         """Side of the pictures that the denoiser was made for."""
         return self.unet.config.sample_size * self.factor
 
+    def networks(self) -> list[nn.Module]:
+        """What a step of distillation runs."""
+        return [self.unet, self.explicit, self.reference, self.vae.encoder]
+
     # ---- pictures and latents ------------------------------------------------------------------------------------
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1]; the mean of a variational autoencoder's."""
