@@ -116,7 +116,6 @@ def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: i
     parts = {
         "step, compiled, one timestep": partial(step, levels=t[:1]),
         "step, compiled, graph, one timestep": partial(step, graphed, t[:1]),
-        "step, compiled, graph": partial(step, graphed),
         "autoencoder, compiled": encode,
     }
     found |= {name: median_ms(function, device, repeats) for name, function in parts.items()}
@@ -192,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         if device.type == "cuda":
             result[name]["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         del model
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     return 0
 

@@ -16,6 +16,7 @@ from portrait_diffusion.inversion.detail import (
 )
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
 from portrait_diffusion.ops.canonical import BOX_RADIUS
+from portrait_diffusion.ops.plane_layouts import PlaneFrame
 from portrait_diffusion.ops.triplane import (
     DecoderWeights,
     add_detail,
@@ -44,12 +45,12 @@ def gate_of(head, shape=(8, 64, 64), thickness=THICKNESS) -> torch.Tensor:
     return visibility_gate(head[4], head[2].pose(), shape, BOX_RADIUS, thickness, "cpu")
 
 
-def raw_field(planes, weights, grid):
-    """Field of the prior with the detail grid added, straight from the definitions."""
+def raw_field(planes, weights, grid, scale=1.0):
+    """Field of the prior with the detail grid added, straight from the definitions; `scale`: of its density."""
     def field(points):
         coords = world_to_head(points) / BOX_RADIUS
         raw = add_detail(decode_raw(sample_planes(planes, coords), weights), sample_planes(grid, coords, reduce="sum"))
-        return density_activation(raw[..., :1]), colour_activation(raw[..., 1:])
+        return scale * density_activation(raw[..., :1]), colour_activation(raw[..., 1:])
 
     return field
 
@@ -165,11 +166,11 @@ def test_the_detail_grid_does_not_change_the_head_from_behind(head):
     assert float(changes[1][distance < 0.75 * BALL_RADIUS].max()) < 0.01  # what shines through the ball
 
 
-def cache_of(head, samples=12, shape=None):
+def cache_of(head, samples=12, shape=None, frame=None):
     planes, weights, _, rays, surface = head
     keep = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     keep[4:-4, 10:-6] = True
-    return build_cache(planes, weights, BOX_RADIUS, *rays, surface, keep, samples, THICKNESS, 500, shape), keep
+    return build_cache(planes, weights, BOX_RADIUS, *rays, surface, keep, samples, THICKNESS, 500, shape, frame), keep
 
 
 def test_the_cache_holds_the_samples_of_its_pixels(head):
@@ -194,17 +195,18 @@ def test_cached_samples_cover_the_ray_through_the_volume(head):
     assert float(cache.deltas[middle].sum()) == pytest.approx(2 * BOX_RADIUS, abs=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("shape", [None, (1, 1, 4, 4, 12, 12), (1, 1, 4, 1, 8, 8)], ids=["unknown", "kept", "another"])
-def test_cached_rendering_is_rendering_at_the_same_samples(head, shape):
-    """Whether what the samples read is looked up once, for grids of this shape, or each time."""
+def test_cached_rendering_is_rendering_at_the_same_samples(head, shape, scale):
+    """Whether what the samples read is looked up once, for grids of this shape, or each time; of any density."""
     planes, weights, _, (rays_o, rays_d), _ = head
-    cache, _ = cache_of(head, shape=shape)
+    cache, _ = cache_of(head, shape=shape, frame=PlaneFrame(radius=BOX_RADIUS, density_scale=scale))
     grid = torch.randn(1, 1, 4, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([3, 700, 1100, 5, 250])
     got = render_cached(cache, rows, grid)
     ids = cache.index[rows]
     points = rays_o.reshape(-1, 3)[ids][:, None] + cache.t[rows][..., None] * rays_d.reshape(-1, 3)[ids][:, None]
-    density, colour = raw_field(planes, weights, grid)(points.reshape(1, -1, 3))
+    density, colour = raw_field(planes, weights, grid, scale)(points.reshape(1, -1, 3))
     shape = cache.t[rows].shape
     expected = composite(density.view(*shape, 1), colour.view(*shape, 3), cache.t[rows], cache.deltas[rows])
     for a, b in zip(got, expected):

@@ -1,10 +1,14 @@
 """The inversion as a whole, with a tiny random prior: determinism, resuming, unknown pixels, progress."""
 import pytest
 import torch
+from portrait_diffusion.geometry.triplane import TriplaneGeometry, settings_for
 from portrait_diffusion.inversion.camera import PhotoCamera
 from portrait_diffusion.inversion.config import InversionConfig
+from portrait_diffusion.inversion.detail import render_cached
 from portrait_diffusion.inversion.engine import Inversion, psnr_inside
 from portrait_diffusion.inversion.target import Target
+from portrait_diffusion.ops.cameras import head_to_world
+from portrait_diffusion.ops.volrend import composite, inside_cylinder
 from portrait_diffusion.priors.bundled import BundledPrior
 from priors.samples import save_tiny_prior
 
@@ -107,6 +111,25 @@ def test_no_steps_keep_the_encoders_answer(prior):
     assert torch.equal(fit.camera.values, PhotoCamera(5.0, -3.0).values)
 
 
+def test_the_head_is_as_hard_as_it_was_fitted(prior):
+    """The geometry made from a fit is the field that the detail stage rendered, whatever the factor on the density."""
+    fit = inversion(prior, latent_steps=0, density_scale=3.0).run()
+    planes, points = fit.planes(), head_to_world(fit.cache.coords * fit.radius)
+    rows = inside_cylinder(points, fit.radius).all(dim=1)[:, 0].nonzero()[::9, 0]
+    geometry = TriplaneGeometry(settings_for(planes, fit.weights, fit.radius, fit.has_detail, fit.frame))
+    geometry.set_planes(planes)
+    geometry.set_decoder(fit.weights)
+    with torch.no_grad():
+        out = geometry(points[rows])
+        shown = composite(out["density"], out["features"], fit.cache.t[rows], fit.cache.deltas[rows])
+        fitted = render_cached(fit.cache, rows, fit.grid)
+    for a, b in zip(fitted, shown):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    soft = inversion(prior, latent_steps=0, density_scale=1.0).run()
+    assert len(rows) > 30 and torch.equal(soft.planes()[0], planes[0]), "planes are the encoder's answer"
+    assert float(fit.cache.depth.mean()) < float(soft.cache.depth.mean()) - 0.01
+
+
 def test_the_latent_stage_comes_closer_to_the_photo(prior):
     fit = inversion(prior, latent_steps=25, detail_steps=0, novel_views=0, latent_lr=0.1).run()
     rgb = fit.curves["latent/rgb"]
@@ -155,7 +178,8 @@ def test_psnr_counts_the_inside_alone():
 
 @pytest.mark.parametrize(
     "change",
-    [{"latent_size": 16}, {"detail_size": 31}, {"latent_steps": -1}, {"detail_steps": -1}, {"detail_rays": -1}],
+    [{"latent_size": 16}, {"detail_size": 31}, {"latent_steps": -1}, {"detail_steps": -1}, {"detail_rays": -1},
+     {"density_scale": 0.0}],
     ids=str,
 )
 def test_settings_out_of_range_are_named(change):

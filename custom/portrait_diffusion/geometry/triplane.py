@@ -38,6 +38,7 @@ def settings_for(
     settings = {
         "radius": radius, "channels": planes[0].shape[2], "resolution": planes[0].shape[-1],
         "hidden": weights.hidden_weight.shape[0], "frontal_layers": sum(grid.shape[3] for grid in features),
+        "density_scale": frame.density_scale,
     }  # fmt: skip
     if frame.layout != "own":
         levels = planes[:-1] if detail else planes
@@ -45,7 +46,7 @@ def settings_for(
             "frontal_layers": 0, "levels": 1 if frame.layout == "spherehead" else len(levels),
             "depth": planes[0].shape[3] if planes[0].ndim == 6 else 1, "plane_layout": frame.layout,
             "plane_radius": frame.radius, "plane_centre": list(frame.centre), "plane_crop": frame.crop,
-            "density_scale": frame.density_scale, "detail_resolution": 0,
+            "detail_resolution": 0,
         }  # fmt: skip
     if detail:
         settings |= {"detail_resolution": planes[-1].shape[-1], "detail_depth": planes[-1].shape[3]}
@@ -87,7 +88,7 @@ class TriplaneGeometry(BaseImplicitGeometry):
         plane_radius: float = 0.0  # half edge of the cube that the planes span, scene units; 0 is radius
         plane_centre: list = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of that cube, head frame, scene units
         plane_crop: float = 0.0  # nothing where |x| or |z| from that centre exceeds this, scene units; 0 is no limit
-        density_scale: float = 1.0  # factor on density: 1 / s for planes trained in units s times as large as ours
+        density_scale: float = 1.0  # factor on density: surfaces grow harder; 1 / s for planes of s times our units
         hidden: int = 64  # width of the decoder
         init_std: float = 0.1  # standard deviation of fresh planes
         init_density: float = -3.0  # bias of the raw density of fresh decoders: nearly empty space

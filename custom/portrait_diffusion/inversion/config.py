@@ -26,6 +26,8 @@ class InversionConfig:
     """Side of those views, pixels."""
     rear_size: int = 64
     """Side of the features that are fitted behind the face, where kept views are the only guide."""
+    density_scale: float = 2.0
+    """Factor on the bundled prior's density, before anything is fitted: its surfaces are softer than those of heads."""
     detail_steps: int = 200
     """Steps that fill the detail grid from the photo; cheap, the prior's features are cached. 0 leaves it empty."""
     detail_size: int = 128
@@ -67,6 +69,8 @@ class InversionConfig:
         for name in ("latent_size", "detail_size"):
             if getattr(self, name) < 32:
                 raise ValueError(f"inversion.{name} must be at least 32 pixels, got {getattr(self, name)}.")
+        if self.density_scale <= 0:
+            raise ValueError(f"inversion.density_scale must be above 0, got {self.density_scale}.")
         for name in ("latent_steps", "detail_steps", "detail_rays"):
             if getattr(self, name) < 0:
                 raise ValueError(f"inversion.{name} must not be negative, got {getattr(self, name)}.")

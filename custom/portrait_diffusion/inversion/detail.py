@@ -21,9 +21,7 @@ from ..ops.triplane import (
     PLANE_AXES,
     DecoderWeights,
     add_detail,
-    colour_activation,
     decode_raw,
-    density_activation,
     sample_planes,
     voxel_centres,
 )
@@ -67,7 +65,7 @@ class FrontalSurface:
 def field_of(planes: list, weights: DecoderWeights, radius: float, frame: PlaneFrame | None = None):
     """Field function (world points -> density, colour) of a pyramid of planes.
 
-    Args: frame: of planes of a published prior; None is our own planes over the box of half edge `radius`.
+    Args: frame: of the planes; None is our own planes over the box of half edge `radius`, their density as it is.
     """
     frame = frame or PlaneFrame(radius=radius)
 
@@ -150,8 +148,8 @@ class RayCache:
 
     Attributes: index (P,) flat pixel numbers; coords (P, K, 3) head frame over radius; raw (P, K, 4) decoder outputs;
         t, deltas (P, K); opacity, depth (P, 1) of the prior through these very samples; near, far implied by deltas;
-        reads: what the samples read in detail grids of `shape`, (P, K, rows); None on a GPU, which looks them up as
-        fast.
+        frame: of the planes; reads: what the samples read in detail grids of `shape`, (P, K, rows); None on a GPU,
+        which looks them up as fast.
     """
 
     index: Tensor
@@ -161,6 +159,7 @@ class RayCache:
     deltas: Tensor
     opacity: Tensor
     depth: Tensor
+    frame: PlaneFrame
     reads: Rows | None
     shape: tuple | None
 
@@ -170,12 +169,15 @@ class RayCache:
 def build_cache(
     planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor,
     surface: FrontalSurface, keep: Tensor, samples: int, thickness: float, chunk: int = 8192,
-    shape: tuple | None = None,
+    shape: tuple | None = None, frame: PlaneFrame | None = None,
 ) -> RayCache:
     """Fixed samples for the pixels in `keep` (S, S) bool: two thirds where the prior has matter, one at its surface.
 
-    Args: shape: (1, 1, 4, D, H, W) of the detail grids that will be shown, if known.
+    Args:
+        shape: (1, 1, 4, D, H, W) of the detail grids that will be shown, if known.
+        frame: of the planes, whose layout is our own; see `field_of`.
     """
+    frame = frame or PlaneFrame(radius=radius)
     index = keep.flatten().nonzero()[:, 0]
     near_surface = max(2, samples // 3)
     parts = []
@@ -185,7 +187,7 @@ def build_cache(
         near, far = torch.where(hit, near, 2.3), torch.where(hit, far, 2.3)
         t, edges = stratified_samples(near, far, 32)
         points = o[:, None] + t[..., None] * d[:, None]
-        density, colour = field_of(planes, weights, radius)(points.reshape(1, -1, 3))
+        density, colour = field_of(planes, weights, radius, frame)(points.reshape(1, -1, 3))
         density, colour = density.view(*t.shape, 1), colour.view(*t.shape, 3)
         w = composite(density, colour, t, edges[..., 1:] - edges[..., :-1])[3]
         t_mass = importance_samples(edges, smooth_weights(w, floor=0.002), samples - near_surface)
@@ -195,10 +197,11 @@ def build_cache(
         t = torch.cat([t_mass, t_near], dim=-1).sort(dim=-1).values
         edges = interval_edges(t, near, far)
         deltas = edges[..., 1:] - edges[..., :-1]
-        coords = world_to_head(o[:, None] + t[..., None] * d[:, None]) / radius
+        head = world_to_head(o[:, None] + t[..., None] * d[:, None])
+        coords = head / radius
         features = sample_planes(planes, coords.reshape(1, -1, 3))[0].view(*t.shape, -1)
         raw = decode_raw(features, weights)
-        density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:])
+        density, colour = frame.activated(raw, head)
         _, opacity, depth, _ = composite(density, colour, t, deltas)
         parts.append((coords, raw, t, deltas, opacity, depth))
     whole = [torch.cat(p) for p in zip(*parts)]
@@ -206,7 +209,7 @@ def build_cache(
     if shape is not None and whole[0].device.type == "cpu":
         rows = plane_rows([shape], whole[0].reshape(1, -1, 3), PLANE_AXES)
         reads = Rows(*(x.view(*whole[0].shape[:2], x.shape[-1]) for x in rows))
-    return RayCache(index, *whole, reads, shape)
+    return RayCache(index, *whole, frame, reads, shape)
 
 
 def render_cached(cache: RayCache, rows: Tensor, grid: Tensor) -> tuple:
@@ -223,7 +226,7 @@ def render_cached(cache: RayCache, rows: Tensor, grid: Tensor) -> tuple:
         reads = Rows(*(x[rows].flatten(0, 1) for x in cache.reads))
         extra = weighted_rows(reads, plane_table([grid]))
     raw = add_detail(base, extra.view(base.shape))
-    density, colour = density_activation(raw[..., :1]), colour_activation(raw[..., 1:4])
+    density, colour = cache.frame.activated(raw, cache.coords[rows] * cache.frame.radius)
     rgb, opacity, depth, _ = composite(density, colour, cache.t[rows], cache.deltas[rows])
     return rgb, opacity, depth
 

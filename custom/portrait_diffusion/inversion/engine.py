@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from ..ops.cameras import canonical_fovy, get_rays, orbit_c2w, world_to_head
-from ..ops.plane_layouts import OWN_FRAME
+from ..ops.plane_layouts import PlaneFrame
 from ..ops.triplane import DETAIL_GAIN
 from ..ops.triplane_gather import kept_tables
 from ..ops.volrend import render_rays
@@ -42,8 +42,6 @@ class Inversion:
         on_step: called with (stage, step, steps, losses) after every step.
     """
 
-    frame = OWN_FRAME
-
     def __init__(
         self, prior: BundledPrior, target: Target, camera: PhotoCamera, cfg: InversionConfig,
         perceptual=None, seed: int = 0, checkpoint: Path | None = None, on_step: StepFn | None = None,
@@ -54,6 +52,7 @@ class Inversion:
         self.perceptual = None if perceptual is None else perceptual.to(self.device)
         self.checkpoint, self.on_step = checkpoint, on_step or (lambda *args: None)
         self.weights, self.radius = prior.decoder, prior.radius
+        self.frame = PlaneFrame(radius=prior.radius, density_scale=cfg.density_scale)
         self.rng = torch.Generator().manual_seed(seed)  # on the CPU always: the same numbers for every device
         self.camera = camera.to(self.device)
         self.stage, self.step = "latent", 0
@@ -185,7 +184,7 @@ class Inversion:
         """
         if self.cfg.lambda_novel == 0 or self.cfg.novel_views == 0:
             return []
-        field = field_of(self.prior.synthesize(self.start), self.weights, self.radius)
+        field = field_of(self.prior.synthesize(self.start), self.weights, self.radius, self.frame)
         size, n, views = self.cfg.novel_size, self.cfg.latent_samples, []
         front = float(self.camera.degrees()[0])
 
@@ -211,7 +210,7 @@ class Inversion:
             return {}
         n = self.cfg.latent_samples
         rays_o, rays_d, rgb, opacity = self.novel[self.step * 3 % len(self.novel)]  # far from the one before
-        out = render_rays(field_of(planes, self.weights, self.radius), rays_o, rays_d, self.radius, n, n)
+        out = render_rays(field_of(planes, self.weights, self.radius, self.frame), rays_o, rays_d, self.radius, n, n)
         error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
         return {"novel": self.cfg.lambda_novel * error}
 
@@ -221,9 +220,9 @@ class Inversion:
         target = self.target.resized(size)
         planes = self.prior.synthesize(self.latent)
         rays_o, rays_d = self.camera.rays(size)
+        field = field_of(planes, self.weights, self.radius, self.frame)
         out = render_rays(
-            field_of(planes, self.weights, self.radius), rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius,
-            c.latent_samples, c.latent_samples, self.rng,
+            field, rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius, c.latent_samples, c.latent_samples, self.rng
         )
         rgb = out["rgb"].transpose(1, 2).view(1, 3, size, size)
         alpha = out["opacity"].transpose(1, 2).view(1, 1, size, size)
@@ -240,7 +239,7 @@ class Inversion:
             self.planes_fixed = [level.detach() for level in self.prior.synthesize(self.latent)]
             rays_o, rays_d = self.camera.rays(c.detail_size)
             small_o, small_d = self.camera.rays(min(SURFACE_SIZE, c.detail_size))
-        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, small_o, small_d)
+        surface = frontal_surface(self.planes_fixed, self.weights, self.radius, small_o, small_d, self.frame)
         surface = surface.resized(c.detail_size)
         target = self.detail_target = self.target.resized(c.detail_size)
         shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
@@ -250,7 +249,7 @@ class Inversion:
         keep = touched & (target.valid[0, 0] > 0)
         self.cache = build_cache(
             self.planes_fixed, self.weights, self.radius, rays_o, rays_d, surface, keep, c.detail_samples,
-            c.detail_thickness, shape=(1, 1, 4, *shape),
+            c.detail_thickness, shape=(1, 1, 4, *shape), frame=self.frame,
         )  # fmt: skip
         self.grid = torch.zeros(1, 1, 4, *shape, requires_grad=True, device=self.device)
         self.row_of_pixel = torch.full((c.detail_size**2,), -1, dtype=torch.long, device=self.device)

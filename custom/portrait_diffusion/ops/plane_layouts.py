@@ -101,10 +101,13 @@ class PlaneFrame:
         )
         return torch.where(inside, density, torch.zeros_like(density))
 
+    def activated(self, raw: Tensor, head_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (...,1) and colour (...,3) of decoder outputs (...,4) at head-frame points (...,3)."""
+        return self.density(raw[..., :1], head_points), self.colour(raw[..., 1:4])
+
     def field(self, planes: list[Tensor], weights: DecoderWeights, head_points: Tensor) -> tuple[Tensor, Tensor]:
         """Density (B,N,1) and colour (B,N,3) at head-frame points (B,N,3)."""
-        raw = self.raw(planes, weights, head_points)
-        return self.density(raw[..., :1], head_points), self.colour(raw[..., 1:4])
+        return self.activated(self.raw(planes, weights, head_points), head_points)
 
 
 OWN_FRAME = PlaneFrame()
