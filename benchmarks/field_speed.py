@@ -128,7 +128,7 @@ def kernels(points: int, resolution: int, dtype: str, device: torch.device) -> d
     grad = torch.zeros_like(table, dtype=torch.float32)
     features = torch.randn(1, points, CHANNELS, device=device).to(table)
     pull, out = torch.empty_like(features), torch.empty(1, points, OUTPUTS, device=device)
-    grad_out = torch.randn_like(out)
+    grad_out, least = torch.randn_like(out), torch.zeros((), device=device)
     partial_sums = torch.zeros(8 * decoder_triton.processors(device), sum(w.numel() for w in weights), device=device)
     sizes = triplane_triton.pack_axes(PLANE_AXES), ((3, 1, resolution, resolution),), CHANNELS
     layers = CHANNELS, HIDDEN, OUTPUTS, *decoder_triton.parts(OUTPUTS)
@@ -137,7 +137,7 @@ def kernels(points: int, resolution: int, dtype: str, device: torch.device) -> d
         "scatter": partial(triplane_triton.launch_scatter, (grad,), coords, features, 0, 1 / 3, sizes),
         "decode": partial(field_triton.launch_decode, features, tuple(weights), out, 0, layers),
         "decode gradients": lambda programs: field_triton.launch_decode_gradients(
-            features, grad_out, tuple(weights[:3]), pull, partial_sums, 0, programs, layers, True, True
+            features, grad_out, least, tuple(weights[:3]), pull, partial_sums, 0, programs, layers, (True, True)
         ),
     }
 

@@ -132,6 +132,32 @@ class TestKernels:
         planes, coords, weights = case(points=points, outputs=outputs)
         check(planes, coords.clamp(-0.9, 0.9), weights, SIZES["float32"], reduce="sum")
 
+    @staticmethod
+    def gradients(pull) -> list:
+        """Of planes and weights, for 200 points whose raw outputs have these gradients (1,200,33)."""
+        planes, coords, weights = case(points=200, batch=1)
+        leaves = [x.detach().clone().requires_grad_(True) for x in (*planes, *weights)]
+        query_field(leaves[:1], coords, leaves[1:], implementation="triton").backward(pull)
+        return [leaf.grad for leaf in leaves]
+
+    def test_points_whose_gradients_are_nothing_beside_the_largest_are_left_out(self):
+        """Whole blocks of them, and some within blocks: as if their gradients were 0, and within 2^-40 of the truth."""
+        pull = torch.randn(1, 200, 33, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        few = torch.zeros_like(pull)
+        few[:, 130:170:3] = pull[:, 130:170:3]
+        tiny = torch.where(few == 0, 1e-14 * pull, few)
+        for got, expected in zip(self.gradients(tiny), self.gradients(few), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+            assert torch.equal(got == 0, expected == 0)
+        alone = self.gradients(tiny - few)[0]
+        assert 1e-16 < float(alone.abs().max()) < 1e-12, "they count where there are no larger ones"
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_gradients_that_are_not_finite_are_not_hidden(self, bad):
+        pull = torch.randn(1, 200, 33, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        pull[0, 40:60, 3] = bad
+        assert not any(bool(gradient.isfinite().all()) for gradient in self.gradients(pull)[:2])
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_planes(self, dtype):
         planes, coords, weights = case(dtype=dtype)

@@ -82,12 +82,15 @@ def decode(
 
 @triton.jit(do_not_specialize=["n_points", "start", "count", "n_blocks"])
 def decode_gradients(
-    features, grad_out, w1, b1, w2, grad_features, partial, n_points, start, count, n_blocks,
+    features, grad_out, least, w1, b1, w2, grad_features, partial, n_points, start, count, n_blocks,
     C: tl.constexpr, HIDDEN: tl.constexpr, K: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     FEATURES: tl.constexpr, WEIGHTS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients (B, count, C) of the features, and those of the weights added to this program's row of `partial`."""
+    """Gradients (B, count, C) of the features, and those of the weights added to this program's row of `partial`.
+
+    Points of which no gradient exceeds `least`, one number in memory, count as without; blocks of such are left out.
+    """
     b = tl.program_id(1).to(tl.int64)
     i, c, h, k = tl.arange(0, BLOCK), tl.arange(0, C), tl.arange(0, HIDDEN), tl.arange(0, MAIN)
     first, bias, second = _first(w1, C, HIDDEN), tl.load(b1 + h), _rows(w2, 0, MAIN, HIDDEN, K)
@@ -95,6 +98,7 @@ def decode_gradients(
     grad_bias = tl.zeros((BLOCK, HIDDEN), dtype=tl.float32)  # by point of a block: summed over the threads at the end
     grad_second = tl.zeros((MAIN, HIDDEN), dtype=tl.float32)
     grad_shift = tl.zeros((BLOCK, MAIN), dtype=tl.float32)
+    smallest = tl.load(least)
     if REST > 0:
         more, second_rest = MAIN + tl.arange(0, REST), _rows(w2, MAIN, REST, HIDDEN, K)
         grad_second_rest = tl.zeros((REST, HIDDEN), dtype=tl.float32)
@@ -102,27 +106,38 @@ def decode_gradients(
     for block in range(tl.program_id(0), n_blocks, tl.num_programs(0)):
         inside = (block * BLOCK + i < count)[:, None]
         at = (b * count + block * BLOCK) * C
-        seen = tl.load(features + at + i[:, None] * C + c[None, :], mask=inside, other=0.0)
-        hidden, slope = _hidden(seen, first, bias, DOT, PRECISION, FAST)
         source = grad_out + (b * n_points + start + block * BLOCK) * K + i[:, None] * K
         pull = tl.load(source + k[None, :], mask=inside & (k < K)[None, :], other=0.0)
-        grad_before = tl.dot(pull.to(DOT), second.to(DOT), input_precision=PRECISION)
+        largest = tl.max(tl.abs(pull), axis=1)
         if REST > 0:
             rest = tl.load(source + more[None, :], mask=inside & (more < K)[None, :], other=0.0)
-            grad_before += tl.dot(rest.to(DOT), second_rest.to(DOT), input_precision=PRECISION)
-        grad_before *= slope
-        short = grad_before.to(DOT)
-        if FEATURES:
-            found = tl.dot(short, first.to(DOT), input_precision=PRECISION).to(grad_features.dtype.element_ty)
-            tl.store(grad_features + at + i[:, None] * C + c[None, :], found, mask=inside)
-        if WEIGHTS:
-            grad_bias += grad_before
-            grad_shift += pull
-            grad_first += tl.dot(tl.trans(short), seen.to(DOT), input_precision=PRECISION)
-            grad_second += tl.dot(tl.trans(pull.to(DOT)), hidden.to(DOT), input_precision=PRECISION)
+            largest = tl.maximum(largest, tl.max(tl.abs(rest), axis=1))
+        counts = (largest <= smallest) == 0  # all where `least` is NaN, as for gradients that are not finite
+        pull = tl.where(counts[:, None], pull, 0.0)
+        if REST > 0:
+            rest = tl.where(counts[:, None], rest, 0.0)
+        if tl.sum(counts.to(tl.int32), axis=0) > 0:
+            seen = tl.load(features + at + i[:, None] * C + c[None, :], mask=inside, other=0.0)
+            hidden, slope = _hidden(seen, first, bias, DOT, PRECISION, FAST)
+            grad_before = tl.dot(pull.to(DOT), second.to(DOT), input_precision=PRECISION)
             if REST > 0:
-                grad_shift_rest += rest
-                grad_second_rest += tl.dot(tl.trans(rest.to(DOT)), hidden.to(DOT), input_precision=PRECISION)
+                grad_before += tl.dot(rest.to(DOT), second_rest.to(DOT), input_precision=PRECISION)
+            grad_before *= slope
+            short = grad_before.to(DOT)
+            if FEATURES:
+                found = tl.dot(short, first.to(DOT), input_precision=PRECISION).to(grad_features.dtype.element_ty)
+                tl.store(grad_features + at + i[:, None] * C + c[None, :], found, mask=inside)
+            if WEIGHTS:
+                grad_bias += grad_before
+                grad_shift += pull
+                grad_first += tl.dot(tl.trans(short), seen.to(DOT), input_precision=PRECISION)
+                grad_second += tl.dot(tl.trans(pull.to(DOT)), hidden.to(DOT), input_precision=PRECISION)
+                if REST > 0:
+                    grad_shift_rest += rest
+                    grad_second_rest += tl.dot(tl.trans(rest.to(DOT)), hidden.to(DOT), input_precision=PRECISION)
+        elif FEATURES:
+            nothing = tl.zeros((BLOCK, C), dtype=grad_features.dtype.element_ty)
+            tl.store(grad_features + at + i[:, None] * C + c[None, :], nothing, mask=inside)
     if WEIGHTS:
         own = partial + (b * tl.num_programs(0) + tl.program_id(0)) * (HIDDEN * C + HIDDEN + K * HIDDEN + K)
         _add(own + h[:, None] * C + c[None, :], grad_first, None)

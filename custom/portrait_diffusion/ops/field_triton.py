@@ -20,6 +20,9 @@ KEEP_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 28
 """Of features at a time between two kernels. Chunks that stay in the cache (2^25) are slower on an H200: every launch
 costs the host more than the memory's traffic costs the GPU."""
+LEAST = 2.0**-40
+"""Of the largest gradient of a raw output: points that have no larger one count as without. So many digits do sums in
+whole numbers keep (`triplane_triton.fixed_point_unit`); in renders most points are such: air, and what is hidden."""
 
 
 def unfit(levels: list[Tensor], coords: Tensor, weights: tuple) -> str | None:
@@ -44,6 +47,12 @@ def chunks(batch: int, points: int, row_bytes: int, keep: bool) -> Iterator[tupl
     size = points if keep else max(64, CHUNK_BYTES // (batch * row_bytes))
     for start in range(0, points, size):
         yield start, min(size, points - start)
+
+
+def least_gradient(grad: Tensor) -> Tensor:
+    """`LEAST` of the largest number in magnitude, without a dimension; NaN where not all of them are finite."""
+    largest = torch.linalg.vector_norm(grad, torch.inf)
+    return LEAST * torch.where(largest.isfinite(), largest, torch.nan)
 
 
 class FusedField(torch.autograd.Function):
@@ -88,6 +97,7 @@ class FusedField(torch.autograd.Function):
         pieces = [w1.numel(), b1.numel(), w2.numel(), outputs]
         programs = decoder.processors(coords.device) * decoder.BACKWARD_PROGRAMS
         partial = grad_out.new_zeros(programs * b, sum(pieces)) if weights else grad_out
+        least = least_gradient(grad_out) if grad_out.numel() else grad_out
         grads = tuple(torch.zeros(x.shape, device=x.device) if planes else grad_out for x in tables)
         if grad_out.numel():
             with torch.cuda.device_of(grad_out):
@@ -96,8 +106,9 @@ class FusedField(torch.autograd.Function):
                     if not kept:
                         launch_gather(tuple(tables), coords, features, start, ctx.scale, ctx.sizes)
                     pull = torch.empty_like(features) if planes else features
+                    wanted = planes, weights
                     launch_decode_gradients(
-                        features, grad_out, (w1, b1, w2), pull, partial, start, programs, ctx.layers, planes, weights
+                        features, grad_out, least, (w1, b1, w2), pull, partial, start, programs, ctx.layers, wanted
                     )
                     if planes:
                         launch_scatter(grads, coords, pull, start, ctx.scale, ctx.sizes)
@@ -121,14 +132,17 @@ def launch_decode(features: Tensor, weights: tuple, out: Tensor, start: int, lay
 
 
 def launch_decode_gradients(
-    features: Tensor, grad_out: Tensor, weights: tuple, pull: Tensor, partial: Tensor, start: int, programs: int,
-    layers: tuple, of_features: bool, of_weights: bool,
+    features: Tensor, grad_out: Tensor, least: Tensor, weights: tuple, pull: Tensor, partial: Tensor, start: int,
+    programs: int, layers: tuple, wanted: tuple[bool, bool],
 ) -> None:  # fmt: skip
-    """Fill pull (B,count,C) with the features' gradients, and add those of the weights to partial (B programs, W)."""
+    """Fill pull (B,count,C) with the features' gradients, and add those of the weights to partial (B programs, W).
+
+    Points without a gradient above `least`, a tensor of one number, count as without. wanted: one, and the other.
+    """
     b, count = features.shape[:2]
     blocks = triton.cdiv(count, decoder.BACKWARD_BLOCK)
     decoder.decode_gradients[(programs, b)](
-        features, grad_out, *weights, pull, partial, grad_out.shape[1], start, count, blocks, *layers, of_features,
-        of_weights, *decoder.operands(features.dtype, True), decoder.BACKWARD_BLOCK,
+        features, grad_out, least, *weights, pull, partial, grad_out.shape[1], start, count, blocks, *layers, *wanted,
+        *decoder.operands(features.dtype, True), decoder.BACKWARD_BLOCK,
         num_warps=decoder.BACKWARD_WARPS, num_stages=decoder.BACKWARD_STAGES,
     )  # fmt: skip

@@ -10,9 +10,7 @@ from torch import Tensor
 from .volrend_triton import absorbed
 
 BLOCK, WARPS = 128, 4
-"""Rays of a program of `grid_weights`, one thread each, and warps of both kernels."""
-TILE = 1024
-"""Rays times strata of a program of `strata_of_weights`."""
+"""Rays of a program, one thread each, and its warps."""
 
 
 @triton.jit
@@ -79,46 +77,50 @@ def _raised(weights, ray, i, inside, BINS: tl.constexpr, REACH: tl.constexpr):
 def strata_of_weights(
     weights, near, far, places, t, strata, n_rays,
     BINS: tl.constexpr, REACH: tl.constexpr, SHARE: tl.constexpr, EPS: tl.constexpr, RANDOM: tl.constexpr,
-    N: tl.constexpr, STRATA: tl.constexpr, BLOCK: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``strata`` (R, N + 1) of equal shares of the raised weights, with SHARE of them evenly; ``t`` (R, N) in each."""
+    """``strata`` (R, N + 1) of equal shares of the raised weights, with SHARE of them evenly; ``t`` (R, N) in each.
+
+    A ray is one thread's, which walks over bins and borders together: every step ends a stratum or a bin.
+    """
     ray = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = ray < n_rays
-    j = tl.arange(0, STRATA)
-    there = inside[:, None] & (j < N)[None, :]
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for i in range(BINS):
-        total += _raised(weights, ray, i, inside, BINS, REACH)
+    for k in range(BINS):
+        total += _raised(weights, ray, tl.full((BLOCK,), k, tl.int32), inside, BINS, REACH)
     seen = total > EPS
     even = total * (SHARE / (1.0 - SHARE) / BINS)
-    whole = tl.where(seen, total + even * BINS, 1.0 * BINS)
+    step = tl.where(seen, total + even * BINS, 1.0 * BINS) / N  # of the quantiles at which strata end
     start, end = tl.load(near + ray, mask=inside, other=0.0), tl.load(far + ray, mask=inside, other=0.0)
     part = (end - start) / BINS
-    low = tl.zeros((BLOCK,), dtype=tl.float32)
-    first = j[None, :] * (whole / N)[:, None]  # quantiles at which strata begin and end
-    last = (j + 1)[None, :] * (whole / N)[:, None]
-    begin = tl.zeros((BLOCK, STRATA), dtype=tl.float32) + start[:, None]
-    stop = tl.zeros((BLOCK, STRATA), dtype=tl.float32) + end[:, None]
-    for i in range(BINS):
-        share = tl.where(seen, _raised(weights, ray, i, inside, BINS, REACH) + even, 1.0)
-        high = low + share
-        left, right = (start + part * i)[:, None], (start + part * (i + 1))[:, None]
-        slope = (part / tl.where(share > 0, share, 1.0))[:, None]
-        below, above = low[:, None], high[:, None]
+    bin, stratum = tl.zeros((BLOCK,), dtype=tl.int32), tl.full((BLOCK,), 1, tl.int32)
+    low, begin = tl.zeros((BLOCK,), dtype=tl.float32), start
+    share = tl.where(seen, _raised(weights, ray, bin, inside, BINS, REACH) + even, 1.0)
+    own, tracks = t + ray * N - 1, strata + ray * (N + 1)
+    tl.store(tracks, start, mask=inside)
+    for _ in range(BINS + N - 1):
+        quantile = stratum.to(tl.float32) * step
+        past = bin >= BINS  # rounding left a quantile behind the last bin
+        ends = (quantile < low + share) | past
+        left, right = start + part * bin.to(tl.float32), start + part * (bin + 1).to(tl.float32)
         # kept between left and right: borders never cross
-        found = tl.minimum(left + slope * tl.maximum(first - below, 0.0), right)
-        begin = tl.where((first >= below) & (first < above), found, begin)
-        found = tl.minimum(left + slope * tl.maximum(last - below, 0.0), right)
-        stop = tl.where((last >= below) & (last < above), found, stop)
-        low = high
-    begin = tl.where(j[None, :] == 0, start[:, None], begin)
-    stop = tl.where(j[None, :] == N - 1, end[:, None], stop)
+        slope = part / tl.where(share > 0, share, 1.0)
+        border = tl.where(past, end, tl.minimum(left + slope * tl.maximum(quantile - low, 0.0), right))
+        found = inside & ends & (stratum < N)
+        place = 0.5
+        if RANDOM:
+            place = tl.load(places + ray * N + stratum - 1, mask=found, other=0.0)
+        tl.store(own + stratum, begin + (border - begin) * place, mask=found)
+        tl.store(tracks + stratum, border, mask=found)
+        begin = tl.where(found, border, begin)
+        low = tl.where(ends, low, low + share)
+        bin, stratum = tl.where(ends, bin, bin + 1), tl.where(ends, stratum + 1, stratum)
+        share = tl.where(seen, _raised(weights, ray, bin, inside & (bin < BINS), BINS, REACH) + even, 1.0)
     place = 0.5
     if RANDOM:
-        place = tl.load(places + ray[:, None] * N + j[None, :], mask=there, other=0.0)
-    tl.store(t + ray[:, None] * N + j[None, :], begin + (stop - begin) * place, mask=there)
-    tl.store(strata + ray[:, None] * (N + 1) + j[None, :], begin, mask=there)
-    tl.store(strata + ray * (N + 1) + N, end, mask=inside)
+        place = tl.load(places + ray * N + N - 1, mask=inside, other=0.0)
+    tl.store(own + N, begin + (end - begin) * place, mask=inside)
+    tl.store(tracks + N, end, mask=inside)
 
 
 def weights_along(grid: Tensor, rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, radius: float) -> Tensor:
@@ -147,12 +149,10 @@ def strata(
     weights, near, far = (x.contiguous() for x in (weights, near, far))
     rays, bins = weights.shape
     t, borders = near.new_empty(rays, samples), near.new_empty(rays, samples + 1)
-    padded = triton.next_power_of_2(samples)
-    block = max(1, TILE // padded)
     if rays:
         with torch.cuda.device_of(near):
-            strata_of_weights[(triton.cdiv(rays, block),)](
+            strata_of_weights[(triton.cdiv(rays, BLOCK),)](
                 weights, near, far, weights if places is None else places.contiguous(), t, borders, rays, bins, reach,
-                share, eps, places is not None, samples, padded, block, num_warps=WARPS,
+                share, eps, places is not None, samples, BLOCK, num_warps=WARPS,
             )  # fmt: skip
     return t, borders
