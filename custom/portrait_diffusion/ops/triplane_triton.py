@@ -16,7 +16,6 @@ from torch import Tensor
 
 GATHER_BLOCK, GATHER_WARPS = 32, 4
 SCATTER_BLOCK, SCATTER_WARPS = 32, 4
-SCATTER_ORDER = 0
 
 
 @triton.jit
@@ -130,16 +129,12 @@ def gather(
 @triton.jit(do_not_specialize=["n_points", "start", "count"])
 def scatter(
     grad_tables, coords, grad, unit, n_points, start, count, scale, WHOLE: tl.constexpr,
-    AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, ORDER: tl.constexpr = 0,
+    AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes; if WHOLE, times the unit."""
     b = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if ORDER == 1:
-        i = tl.arange(0, BLOCK) * tl.num_programs(0) + tl.program_id(0)
     mask = i < count
-    if ORDER == 2:
-        i = ((i.to(tl.int64) * 1000003) % count).to(tl.int32)
     base = (b * n_points + start + i).to(tl.int64) * 3
     source = grad + (b * count + i).to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
     pull = tl.load(source, mask=mask[:, None], other=0.0).to(tl.float32) * scale
@@ -189,7 +184,7 @@ def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale
     sums = tuple(torch.zeros(x.shape, device=x.device, dtype=torch.int64) for x in grads) if whole else grads
     scatter[(triton.cdiv(count, SCATTER_BLOCK), b)](
         sums, coords, grad, unit, coords.shape[1], start, count, scale, whole, *sizes, SCATTER_BLOCK,
-        SCATTER_ORDER, num_warps=SCATTER_WARPS,
+        num_warps=SCATTER_WARPS,
     )  # fmt: skip
     if whole:
         for x, total in zip(grads, sums, strict=True):
