@@ -42,6 +42,12 @@ WAYS = {
 }
 REFERENCE = {"num_samples_per_ray": 768, "num_importance_samples": 0}
 GRAPHS = {f"{name}, graphs": WAYS[name] | {"cuda_graphs": True} for name in ("32 + 32", "grid 64, 24", "grid 64, 32")}
+MARCHED = {
+    f"grid 64, nerfacc, {steps} steps": {
+        "occupancy_resolution": 64, "estimator": "nerfacc", "num_marching_steps": steps,
+    }
+    for steps in (128, 384)
+}  # fmt: skip
 IMPLEMENTATIONS = {
     "torch": ("torch", "torch"), "triton field": ("triton", "torch"), "triton": ("triton", "triton"),
     "tcnn field": ("tcnn", "torch"),
@@ -167,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_float32_matmul_precision("high")
     shots = rays(views, size, device)
     rows, lines = [], []
-    ways = WAYS | (GRAPHS if gpu else {})
+    ways = WAYS | (GRAPHS if gpu else {}) | (MARCHED if missing("nerfacc", device) is None else {})
     for implementation, (field, march) in IMPLEMENTATIONS.items():
         if any(name != "torch" and missing(name, device) for name in (field, march)):
             continue

@@ -2,6 +2,7 @@
 
 Needs a GPU (``pytest -m gpu``), or ``TRITON_INTERPRET=1`` with Triton installed, which runs the kernels on the CPU.
 """
+import math
 import os
 
 import pytest
@@ -188,6 +189,13 @@ def test_deterministic_gradients_that_are_no_numbers_stay_none(sampler, determin
     assert (gradient_of(sampler, planes, coords, torch.zeros_like(pull)) == 0).all()
     pull[0, 7, 3] = bad
     assert not gradient_of(sampler, planes, coords, pull).isfinite().any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 1000, 1_000_003, 2 * 1_000_003, 999_983, 3 * 2**20])
+def test_the_order_of_points_takes_each_once(count):
+    from portrait_diffusion.ops.triplane_triton import stride_of
+
+    assert math.gcd(stride_of(count), count) == 1
 
 
 def test_sums_in_fixed_point_cannot_overflow():

@@ -16,6 +16,8 @@ from torch import Tensor
 
 GATHER_BLOCK, GATHER_WARPS = 32, 4
 SCATTER_BLOCK, SCATTER_WARPS = 32, 4
+STRIDES = 1_000_003, 999_983
+"""Primes for `stride_of`."""
 
 
 @triton.jit
@@ -126,15 +128,19 @@ def gather(
     tl.store(target, (total * scale).to(out.dtype.element_ty), mask=mask[:, None])
 
 
-@triton.jit(do_not_specialize=["n_points", "start", "count"])
+@triton.jit(do_not_specialize=["n_points", "start", "count", "stride"])
 def scatter(
-    grad_tables, coords, grad, unit, n_points, start, count, scale, WHOLE: tl.constexpr,
+    grad_tables, coords, grad, unit, n_points, start, count, stride, scale, WHOLE: tl.constexpr,
     AXES: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes; if WHOLE, times the unit."""
+    """Adjoint of `gather`: adds gradients ``grad`` (B, count, C) to those of the planes; if WHOLE, times the unit.
+
+    Points are taken `stride` apart: neighbours, as along a ray, would wait for each other at the same texels.
+    """
     b = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
+    i = ((i.to(tl.int64) * stride) % count).to(tl.int32)
     base = (b * n_points + start + i).to(tl.int64) * 3
     source = grad + (b * count + i).to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
     pull = tl.load(source, mask=mask[:, None], other=0.0).to(tl.float32) * scale
@@ -176,6 +182,11 @@ def fixed_point_unit(grad: Tensor, count: int) -> Tensor:
     return torch.where(largest.isfinite(), unit, torch.nan)
 
 
+def stride_of(count: int) -> int:
+    """A step that takes so many points in turn, each once, and neighbours far from each other: a prime that fits."""
+    return STRIDES[count % STRIDES[0] == 0]
+
+
 def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale: float, sizes: tuple) -> None:
     """Add ``grad`` (B, count, C), the gradients of the features of the points from `start` on, to float32 planes."""
     b, count = grad.shape[:2]
@@ -183,7 +194,7 @@ def launch_scatter(grads: tuple, coords: Tensor, grad: Tensor, start: int, scale
     unit = fixed_point_unit(grad, count) if whole else grad
     sums = tuple(torch.zeros(x.shape, device=x.device, dtype=torch.int64) for x in grads) if whole else grads
     scatter[(triton.cdiv(count, SCATTER_BLOCK), b)](
-        sums, coords, grad, unit, coords.shape[1], start, count, scale, whole, *sizes, SCATTER_BLOCK,
+        sums, coords, grad, unit, coords.shape[1], start, count, stride_of(count), scale, whole, *sizes, SCATTER_BLOCK,
         num_warps=SCATTER_WARPS,
     )  # fmt: skip
     if whole:
