@@ -7,6 +7,7 @@ import pytest
 from portrait_diffusion import pipeline as module
 from portrait_diffusion.cli import find_config
 from portrait_diffusion.errors import EnvironmentProblem
+from portrait_diffusion.inversion.config import InversionConfig
 from portrait_diffusion.pipeline import PortraitPipeline, run_key, weights_sha256
 from portrait_diffusion.settings import PriorConfig
 from priors.samples import save_tiny_prior
@@ -64,6 +65,13 @@ def test_the_key_follows_photo_and_settings_but_not_what_only_shows_the_head(wei
     assert len({before, *changed}) == 6
     assert key(weights, exporter={"render_size": 8}, renderer={"num_samples_per_ray": 8}) == before
     assert key(weights, data={"image_path": "moved.png"}) == before
+
+
+def test_the_key_follows_the_defaults_of_the_fit(weights, monkeypatch):
+    """A checkpoint of an earlier version is not taken up where the version fits otherwise."""
+    before = key(weights)
+    monkeypatch.setattr(module, "InversionConfig", lambda: InversionConfig(density_scale=1.0))
+    assert key(weights) != before
 
 
 def test_the_key_follows_the_networks_that_look_at_the_photo(weights, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from .geometry.triplane import settings_for
 from .guidance.hpdm_guidance import model_folder
 from .interrupt import Stopped
 from .inversion.camera import PhotoCamera
+from .inversion.config import InversionConfig
 from .inversion.engine import Inversion
 from .inversion.published import PublishedFit
+from .inversion.published_config import PublishedFitConfig
 from .inversion.start import initial_camera, load_perceptual
 from .inversion.target import target_from_photo
 from .noise.summary import noise_summary
@@ -205,7 +208,8 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     """Short hash of photo, settings and weights that shape the head: a checkpoint is taken up only by its own run.
 
     Without `stages` it is that of the initialization, which neither their settings nor the guidance's model change.
-    Weights count by what is in the files, not by where they lie. Raises: FileNotFoundError if one is missing.
+    Weights count by what is in the files, not by where they lie; defaults of the fit count, which a later version may
+    have changed. Raises: FileNotFoundError if a file is missing.
     """
     apart = ("exporter", "made_with") if stages else ("exporter", "made_with", "renderer", *STAGE_KEYS)
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
@@ -216,7 +220,8 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = Fal
     weights = [weights_sha256(path) for path in (*prior_paths(prior), *looked.values())]
     if stages:
         weights += guidance_weights(system)
-    text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights], sort_keys=True)
+    defaults = [asdict(InversionConfig()), asdict(PublishedFitConfig())]
+    text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights, defaults], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
