@@ -40,6 +40,7 @@ from .raster_soft import SoftRasterizer
 from .sampling import sample_subject
 from .scene import SceneBuilder
 from .subjects import SPLITS, canonical_lighting
+from .turn import sample_turn
 from .views import FIXED_CAMERAS, RANDOM_CAMERAS, landmark_visibility
 
 LOG = logging.getLogger("portrait_diffusion")
@@ -62,10 +63,12 @@ class DatasetSpec:
     sampling: str = "training"  # one of SAMPLINGS; the fixed ones have canonical light
     extras: tuple[str, ...] = ()  # of label, depth, normal
     version: int = VERSION
+    turned: float = 0.0  # share of subjects whose shoulders are turned beneath the head, see `turn`
 
     def digest(self, *files: Path) -> str:
         """Short hash of the specification and of the given files' contents."""
-        h = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        told = {key: value for key, value in asdict(self).items() if key != "turned" or value}  # 0 is as before
+        h = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for path in files:
             h.update(Path(path).read_bytes())
         return h.hexdigest()[:16]
@@ -126,6 +129,7 @@ class ShardRenderer:
         """Arrays of one subject (without the leading N) and its description."""
         spec = self.spec
         subject = sample_subject(spec.seed, spec.split, index, self.basis, self.assets)
+        subject = replace(subject, torso_deg=sample_turn(subject.rng(12), spec.turned))
         if spec.sampling in FIXED_CAMERAS:
             subject = replace(subject, lighting=canonical_lighting())
             cameras = FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
@@ -171,6 +175,7 @@ def render_dataset(
     sampling: str = "training",
     extras: Sequence[str] = (),
     backend: str = "auto",
+    turned: float = 0.0,
 ) -> Path:
     """Render a data set (resumes where an earlier run with the same arguments stopped).
 
@@ -189,12 +194,14 @@ def render_dataset(
             elevations).
         extras: any of label, depth, normal.
         backend: 'auto' (OpenGL where a context can be opened, else the software rasteriser), 'gl' or 'soft'.
+        turned: share of subjects whose shoulders are turned and tilted beneath the head.
     Returns: path of manifest.json.
     Raises: UsageError, EnvironmentProblem.
     """
     spec = DatasetSpec(
-        split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras))
-    )
+        split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras)),
+        turned=turned,
+    )  # fmt: skip
     _check(spec)
     if basis is None:
         raise UsageError(
@@ -252,6 +259,8 @@ def _check(spec: DatasetSpec) -> None:
         raise UsageError(f"sampling must be one of {', '.join(SAMPLINGS)}, not '{spec.sampling}'.")
     if spec.sampling in FIXED_CAMERAS:
         FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
+    if not 0 <= spec.turned <= 1:
+        raise UsageError(f"turned is the share of subjects with turned shoulders, 0 to 1, not {spec.turned}.")
     unknown = set(spec.extras) - {"label", "depth", "normal"}
     if unknown:
         raise UsageError(f"extras can be label, depth, normal; not {', '.join(sorted(unknown))}.")
@@ -321,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend", default="auto", choices=BACKENDS, help="auto: OpenGL where it opens, else soft (much slower)"
     )
+    parser.add_argument("--turned", type=float, default=0.0, help="share of subjects with turned, tilted shoulders")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -339,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.sampling,
             args.extras,
             args.backend,
+            args.turned,
         )
     except PortraitError as error:
         LOG.error("error: %s", error)

@@ -17,6 +17,7 @@ from .normalise import normalise_head
 from .parts import LABELS, Part, Scene, compact
 from .skin import facial_hair_linear, hair_linear, paint_skin, scalp_region, skin_layout, to_linear
 from .subjects import Subject
+from .turn import turn_part
 from .variety import vary_shape
 
 NEAR_CYLINDER = 0.5  # triangles farther from the axis than this are dropped
@@ -78,12 +79,14 @@ class SceneBuilder:
             + self._eyes(subject, body, scale, translation, textures)
             + parts
         )
+        parts = [turn_part(part, subject.torso_deg) for part in parts]
         parts += self._caps(subject, parts, textures)
         if subject.glasses is not None:
             parts += glasses_parts(subject.glasses, head, basis, textures)
         parts += self._lashes_and_brows(subject, body, scale, translation, textures)
-        parts += fur.fur_parts(subject, head, basis, self.layout, self._fur, textures)
-        parts += self._hair(subject, body, scale, translation, textures)
+        hairs = fur.fur_parts(subject, head, basis, self.layout, self._fur, textures)
+        hairs += self._hair(subject, body, scale, translation, textures)
+        parts += [turn_part(part, subject.torso_deg) for part in hairs]
         parts = [part for part in (_near(part) for part in parts) if len(part.faces)]
         scene = Scene(parts, textures, head[basis.landmark_index], scale)
         bake_light(scene, subject)

@@ -96,6 +96,7 @@ class Subject:
     glasses: Glasses | None = None
     lighting: Lighting | None = None
     hair_variety: float = 0.0
+    torso_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def rng(self, stream: int) -> np.random.Generator:
         """An independent random stream of this subject (noise textures and the like)."""
