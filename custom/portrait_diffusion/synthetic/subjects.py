@@ -103,8 +103,11 @@ class Subject:
         return np.random.default_rng([self.seed, SPLITS[self.split], self.index, stream])
 
     def to_dict(self) -> dict:
-        """Plain JSON-ready values."""
-        return asdict(self)
+        """Plain JSON-ready values; straight shoulders are not mentioned: earlier descriptions stay what they were."""
+        values = asdict(self)
+        if not any(self.torso_deg):
+            del values["torso_deg"]
+        return values
 
 
 def direction(azimuth_deg: float, elevation_deg: float) -> tuple:
