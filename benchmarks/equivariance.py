@@ -19,13 +19,13 @@ sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from make_tables import insert_table  # noqa: E402
 from measuring import circumstances  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assess import conditions_of, held_out  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import load_hpdm  # noqa: E402
 from portrait_diffusion.multiview import MultiViewData, load_shards  # noqa: E402
 from portrait_diffusion.noise.transport import latent_depth, transport  # noqa: E402
 from portrait_diffusion.ops.projection import forward_project  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 RESULT = ROOT / "benchmarks" / "results" / "equivariance.json"

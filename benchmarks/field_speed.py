@@ -22,11 +22,11 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from measuring import circumstances, copy_bandwidth, median_ms  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.ops.backends import missing  # noqa: E402
 from portrait_diffusion.ops.field import query_field  # noqa: E402
 from portrait_diffusion.ops.triplane import sample_planes  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 CHANNELS, HIDDEN, OUTPUTS = 32, 64, 33
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

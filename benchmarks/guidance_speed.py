@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel  # noqa: E402
 from measuring import circumstances, median_ms  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.distillation import distillation_loss  # noqa: E402
 from portrait_diffusion.guidance.hpdm.assemble import AssembledHPDM  # noqa: E402
@@ -33,7 +34,6 @@ from portrait_diffusion.guidance.hpdm.graphed import GraphedPredict  # noqa: E40
 from portrait_diffusion.guidance.hpdm.model import HPDM, build_mini, plain_attention  # noqa: E402
 from portrait_diffusion.guidance.hpdm.views import KnownViews, Target, Views  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 
 def build(tiny_vae: bool, small: bool = False) -> AssembledHPDM:

@@ -15,11 +15,11 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
 import torch  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.train import DenoiserStage, HPDMTrainConfig  # noqa: E402
 from portrait_diffusion.multiview import load_shards  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 from torch import nn  # noqa: E402
 
 VARIANTS = {"plain": [], "compiled": ["--compile"]}

@@ -22,6 +22,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from measuring import circumstances  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.errors import EnvironmentProblem, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.identity import sface_embedding  # noqa: E402
 from portrait_diffusion.evaluation.image import psnr  # noqa: E402
@@ -41,7 +42,6 @@ from portrait_diffusion.priors.assess import BINS, bin_of  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
 from portrait_diffusion.priors.drafts import drafts_of, heads_seen  # noqa: E402
 from portrait_diffusion.priors.patches import over_white, premultiplied_images  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 from portrait_diffusion.synthetic.parts import LABELS  # noqa: E402
 
 RESAMPLES = 2000

@@ -21,8 +21,8 @@ sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 from make_tables import insert_table  # noqa: E402
 from measuring import circumstances  # noqa: E402
 from portrait_diffusion.benchmark.records import available_cores  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
 README = ROOT / "README.md"

@@ -20,12 +20,12 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from noise_head import mean_head, pictures  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.noise.agreement import keep_best  # noqa: E402
 from portrait_diffusion.noise.anchors import AnchorRing, Anchors, DepthFn  # noqa: E402
 from portrait_diffusion.noise.transport import radial_spectrum  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, orbit_c2w  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 NEVER = 10**9
 KEPT = 0.9

@@ -19,12 +19,12 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
 from portrait_diffusion import host  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.guidance.hpdm.model import build_mini  # noqa: E402
 from portrait_diffusion.guidance.hpdm.storage import save_hpdm  # noqa: E402
 from portrait_diffusion.noise.transport import latent_depth  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 RADIUS = 0.2
 EVERY = (1, 4, 16)

@@ -24,10 +24,10 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from noise_head import Compared, Lookup, Views, head_views  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.noise.field import NoiseField  # noqa: E402
 from portrait_diffusion.noise.transport import radial_spectrum, transport  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 
 YAWS = (0, 5, 15, 30, 45, 60, 90)
 PAIRS = ((0, 0), (0, 5), (0, 15), (45, 60), (0, 30), (0, 45), (0, 60), (0, 90))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from measuring import circumstances, median_ms  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.inversion.camera import PhotoCamera  # noqa: E402
 from portrait_diffusion.inversion.published import PublishedFit  # noqa: E402
@@ -30,7 +31,6 @@ from portrait_diffusion.priors.published.adapter import PublishedPrior  # noqa: 
 from portrait_diffusion.priors.published.checkpoint import Checkpoint  # noqa: E402
 from portrait_diffusion.priors.published.image import generate  # noqa: E402
 from portrait_diffusion.priors.published.sizes import FAMILIES, released  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 from priors.published_samples import random_state  # noqa: E402
 
 

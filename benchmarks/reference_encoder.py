@@ -23,6 +23,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from measuring import circumstances  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.evaluation.stlpips import STLPIPS  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.multiview import MultiViewData, load_shards  # noqa: E402
@@ -33,7 +34,7 @@ from portrait_diffusion.priors.networks import Encoder, Generator, PlaneDecoder 
 from portrait_diffusion.priors.patches import premultiplied_images  # noqa: E402
 from portrait_diffusion.priors.render import half_precision, render_planes  # noqa: E402
 from portrait_diffusion.priors.storage import load_spec, load_weights  # noqa: E402
-from portrait_diffusion.priors.train import cosine_tail, default_device  # noqa: E402
+from portrait_diffusion.priors.train import cosine_tail  # noqa: E402
 
 CHANNELS = 32
 DENSITY_GAIN = 10.0

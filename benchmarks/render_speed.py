@@ -25,12 +25,12 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "custom"), str(ROOT / "benchmarks")]
 
 from measuring import circumstances, median_ms  # noqa: E402
+from portrait_diffusion.devices import default_device  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.geometry.triplane import TriplaneGeometry, settings_for  # noqa: E402
 from portrait_diffusion.ops.backends import missing  # noqa: E402
 from portrait_diffusion.ops.cameras import canonical_fovy, get_rays, orbit_c2w  # noqa: E402
 from portrait_diffusion.priors.bundled import BundledPrior  # noqa: E402
-from portrait_diffusion.priors.train import default_device  # noqa: E402
 from portrait_diffusion.renderer.volume import PortraitVolumeRenderer  # noqa: E402
 
 WAYS = {

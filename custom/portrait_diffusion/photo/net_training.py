@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..devices import default_device
 from ..files import atomic_path
 from .net_files import save_net
 
@@ -153,11 +154,6 @@ class NetTrainer(ABC):
         path = out / f"{self.name}.safetensors"
         save_net(self.average, path, self.card())
         return path
-
-
-def default_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def training_options(told: str, kind: type[Config], max_frames: int, max_yaw: float, arguments=None):

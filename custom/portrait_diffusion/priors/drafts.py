@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import default_device
 from ..errors import UsageError
 from ..files import atomic_path, sha256_file, write_text
 from ..multiview import DEPTH_SCALE, MultiViewData, load_shards, read_manifest, shard_paths
@@ -217,8 +218,6 @@ def render_drafts(
 
     Raises: UsageError when `out` was made with other settings or weights, or `data_dir` holds no shard.
     """
-    from .train import default_device
-
     device = torch.device(device) if device else default_device()
     prior = (prior or BundledPrior()).to(device)
     made_by = {

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import default_device
 from ..errors import UsageError
 from ..files import atomic_path, write_text
 from ..multiview import MultiViewData, load_shards, read_manifest
@@ -396,11 +397,6 @@ class Trainer:
             getattr(self, k).load_state_dict(state[k])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.rng.set_state(state["rng"].cpu())
-
-
-def default_device() -> torch.device:
-    """The accelerator if torch sees one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def run(

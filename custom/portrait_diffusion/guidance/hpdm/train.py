@@ -26,6 +26,7 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
+from ...devices import default_device
 from ...errors import UsageError
 from ...files import PARTIAL_PREFIX, sha256_file, write_text
 from ...multiview import MultiViewData, load_shards, read_manifest
@@ -36,7 +37,7 @@ from ...priors.drafts import check_same_cameras
 from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
 from ...priors.render import half_precision
-from ...priors.train import cosine_tail, default_device
+from ...priors.train import cosine_tail
 from ...seeds import step_seed
 from .batches import BatchConfig, TrainBatch, make_batch
 from .conditions import References
