@@ -70,7 +70,7 @@ def test_the_key_follows_photo_and_settings_but_not_what_only_shows_the_head(wei
 def test_the_key_follows_the_defaults_of_the_fit(weights, monkeypatch):
     """A checkpoint of an earlier version is not taken up where the version fits otherwise."""
     before = key(weights)
-    monkeypatch.setattr(module, "InversionConfig", lambda: InversionConfig(density_scale=1.0))
+    monkeypatch.setattr(module, "InversionConfig", lambda: InversionConfig(density_scale=7.0))
     assert key(weights) != before
 
 
