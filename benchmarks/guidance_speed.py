@@ -111,7 +111,7 @@ def measure(model: HPDM, size: int, views: int, device: torch.device, repeats: i
     found = {name: median_ms(function, device, repeats) for name, function in parts.items()}
     if device.type != "cuda":
         return found
-    compile_networks(model)
+    compile_networks(model.networks())
     graphed, start = GraphedPredict(model), time.monotonic()
     parts = {
         "step, compiled, one timestep": partial(step, levels=t[:1]),

@@ -20,7 +20,7 @@ def test_both_models_answer_as_before(assembled, trained):  # noqa: F811
     for name, (model, (x, t, told, *bank)) in asked.items():
         model = model.requires_grad_(False)
         compiled = copy.deepcopy(model)
-        compile_networks(compiled, backend="eager")
+        compile_networks(compiled.networks(), backend="eager")
         for _ in range(2):
             got, expected = (m.predict(x, t, told, 7.5, 2.0, *bank) for m in (compiled, model))
             torch.testing.assert_close(got.noise, expected.noise, msg=name)
@@ -37,7 +37,7 @@ def test_both_models_answer_as_before(assembled, trained):  # noqa: F811
 def test_compiled_networks_in_a_graph(assembled):  # noqa: F811
     plain = copy.deepcopy(assembled).cuda()
     compiled = copy.deepcopy(plain)
-    compile_networks(compiled)
+    compile_networks(compiled.networks())
     replaying = GraphedPredict(compiled)
     for seed in (1, 2, 3):
         x, t, told, bank = question(seed, "cuda")

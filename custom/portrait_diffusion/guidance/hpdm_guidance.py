@@ -112,7 +112,7 @@ class HPDMGuidance(BaseObject):
         if self.cfg.compile:
             from .hpdm.compiled import compile_networks
 
-            compile_networks(self._model)
+            compile_networks(self._model.networks())
         self._graphed = None
         if self.cfg.cuda_graphs:
             from .hpdm.graphed import GraphedPredict

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import EnvironmentProblem, UsageError
 from ...optional import require
-from .attention import biased_attention, gate_bias
+from .attention import biased_attention, for_tokens, gate_bias
 from .conditions import References
 from .implicit import self_attentions
 from .model import HPDM, behind_zeros, rows_of
@@ -102,8 +102,7 @@ class ReferenceProcessor:
         """Attention of x (G, N, C) to itself and to the bank (G or 1, R L, C), through the module's projections."""
         g, n, c = x.shape
         gates = self.owner.bias
-        bias = gates[..., None].expand(-1, -1, bank.shape[1] // gates.shape[1]).flatten(1)  # for every token (G, R L)
-        bias = torch.cat([bias.new_zeros(g, n), bias], dim=1)
+        bias = torch.cat([gates.new_zeros(g, n), for_tokens(gates, bank.shape[1] // gates.shape[1])], dim=1)
 
         def heads(y: Tensor) -> Tensor:
             return y.view(g, -1, attn.heads, c // attn.heads).transpose(1, 2)

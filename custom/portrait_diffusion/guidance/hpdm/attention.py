@@ -16,6 +16,11 @@ def gate_bias(gate: Tensor) -> Tensor:
     return gate.float().clamp(min=1e-6).log().masked_fill(gate <= 0, NEVER)
 
 
+def for_tokens(bias: Tensor, tokens: int) -> Tensor:
+    """(B, R L) of a bias of each reference (B, R), the same for its L tokens."""
+    return bias[..., None].expand(-1, -1, tokens).flatten(1)
+
+
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, with q' = [q, 1, 1] and k' = [k, sqrt(d) bias] in the place of a mask.
 

@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from .attention import biased_attention, gate_bias
+from .attention import biased_attention, for_tokens, gate_bias
 
 
 def self_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -56,7 +56,7 @@ class ResidualMerge(nn.Module):
     def forward(self, x: Tensor, bank: Tensor, gate: Tensor) -> Tensor:
         """Args: x (B, N, C), bank (B, R, L, C), gate (B, R) in [0, 1]. Returns: (B, N, C) to be added to x's branch."""
         b, n, c = x.shape
-        bias = gate_bias(gate)[..., None].expand(-1, -1, bank.shape[2]).flatten(1)  # for every token (B, R L)
+        bias = for_tokens(gate_bias(gate), bank.shape[2])
         bank = bank.flatten(1, 2)
 
         def heads(y: Tensor) -> Tensor:

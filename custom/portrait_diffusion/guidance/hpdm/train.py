@@ -40,6 +40,7 @@ from ...priors.render import half_precision
 from ...priors.train import cosine_tail
 from ...seeds import step_seed
 from .batches import BatchConfig, TrainBatch, make_batch
+from .compiled import compile_networks
 from .conditions import References
 from .model import HPDM, build_mini
 from .ranks import RanksStrategy, average_gradients
@@ -190,8 +191,7 @@ class Stage(pl.LightningModule):
         """Forward and backward of a step, ready to be called again and again; compiled and replayed as configured."""
         generator = torch.Generator(device=self.device)
         if self.config.compile:
-            for network in self.networks():
-                network.compile(backend=COMPILER, dynamic=False)
+            compile_networks(self.networks(), COMPILER)
 
         def gradients() -> dict[str, Tensor]:
             with half_precision(self.device):
