@@ -1,10 +1,12 @@
-"""Seconds and memory of whole runs, one photo to a head, by implementation of the field; and whether heads agree.
+"""Seconds and memory of whole runs, one photo to a head, by implementation of the renders; and whether heads agree.
 
-    python benchmarks/whole_runs.py PHOTO --out benchmarks/results/whole_runs_h200.json [--implementations torch triton]
+    python benchmarks/whole_runs.py PHOTO --out benchmarks/results/whole_runs_h200.json
 
-Every implementation runs `--repeats` times with the same seed; the first run pays for starting the device. Export is
-not counted. Heads are compared by the PSNR of eight level views: what two runs of one implementation differ by (atomic
-additions are not ordered) is the measure for what two implementations may differ by.
+`--implementations` names what field, compositing and samples are computed by: ``torch``, ``triton``, or either with
+``+graphs``, which puts the stages' training renders into CUDA graphs. Every implementation runs `--repeats` times with
+the same seed; the first run pays for starting the device. Export is not counted. Heads are compared by the PSNR of
+eight level views: what two runs of one implementation differ by (atomic additions are not ordered) is the measure for
+what two implementations may differ by.
 """
 import argparse
 import json
@@ -28,6 +30,15 @@ from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 
 AZIMUTHS_DEG = tuple(range(0, 360, 45))
+
+
+def overrides_of(name: str) -> list[str]:
+    """Settings that make a run use an implementation, named as for ``--implementations``."""
+    kernels, _, graphs = name.partition("+")
+    if graphs not in ("", "graphs"):
+        raise SystemExit(f"--implementations: expected torch, triton or either with +graphs, got '{name}'")
+    names = [f"system.{part}.implementation={kernels}" for part in ("geometry", "renderer")]
+    return [*names, f"system.renderer.cuda_graphs={bool(graphs)}", "preview_every=0"]
 
 
 def one(config: str, overrides: list[str], photo: Path, size: int) -> tuple[dict, torch.Tensor]:
@@ -58,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("photo", type=Path, help="any picture that the main job takes")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--config", default=str(ROOT / "configs" / "portrait-mini.yaml"))
-    parser.add_argument("--implementations", nargs="+", default=["torch", "triton"])
+    parser.add_argument("--implementations", nargs="+", default=["torch", "triton", "triton+graphs"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--size", type=int, default=128, help="side of the compared views, pixels")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration")
@@ -66,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, views = [], []
     for repeat in range(args.repeats):
         for name in args.implementations:
-            overrides = [f"system.geometry.implementation={name}", "preview_every=0", *args.overrides]
-            row, pictures = one(args.config, overrides, args.photo, args.size)
+            row, pictures = one(args.config, [*overrides_of(name), *args.overrides], args.photo, args.size)
             rows.append({"implementation": name, "run": repeat + 1, **row})
             views.append(pictures)
             print(rows[-1], flush=True)

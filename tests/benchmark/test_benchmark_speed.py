@@ -51,6 +51,16 @@ def test_medians_and_bandwidth():
     assert measuring.copy_bandwidth(torch.device("cpu"), 1) > 1e6
 
 
+def test_implementations_of_whole_runs():
+    graphs = "system.renderer.cuda_graphs"
+    assert f"{graphs}=True" in whole_runs.overrides_of("triton+graphs")
+    plain = whole_runs.overrides_of("torch")
+    expected = {f"{graphs}=False", "system.geometry.implementation=torch", "system.renderer.implementation=torch"}
+    assert expected < set(plain)
+    with pytest.raises(SystemExit, match=r"expected torch, triton or either with \+graphs, got 'triton\+speed'"):
+        whole_runs.overrides_of("triton+speed")
+
+
 @pytest.mark.slow
 def test_whole_runs_are_timed_by_part_and_their_heads_compared(tmp_path):
     """On a CPU two runs of one implementation give the same head; another number of steps gives another one."""
