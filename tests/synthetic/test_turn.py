@@ -12,7 +12,6 @@ from portrait_diffusion.synthetic.turn import (
     SLOPE,
     SPREAD_DEG,
     TORSO,
-    rotations,
     sample_turn,
     turn_torso,
 )
@@ -27,12 +26,6 @@ def points(n=3000, seed=0):
 
 def height(p):
     return p[:, 1] + SLOPE * p[:, 2]
-
-
-def test_rotations_are_those_of_their_vectors():
-    vectors = np.random.default_rng(0).normal(size=(50, 3))
-    vectors[0] = 0
-    np.testing.assert_allclose(rotations(vectors), Rotation.from_rotvec(vectors).as_matrix(), atol=1e-12)
 
 
 def test_the_head_stays_and_the_torso_moves_as_one_piece():

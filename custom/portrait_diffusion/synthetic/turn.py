@@ -3,6 +3,7 @@
 Heads stay in their frame; what lies below turns about the neck, twisted over the neck's height.
 """
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from .parts import Part
 from .skin import smoothstep
@@ -33,7 +34,7 @@ def turn_torso(positions: np.ndarray, angles_deg: tuple[float, float, float]) ->
     yaw, pitch, roll = np.radians(angles_deg)
     height = positions[:, 1] + SLOPE * positions[:, 2]
     weight = 1 - smoothstep(TORSO, HEAD, height)
-    turn = rotations(weight[:, None] * np.array([pitch, yaw, roll]))
+    turn = Rotation.from_rotvec(weight[:, None] * np.array([pitch, yaw, roll])).as_matrix()
     return np.einsum("nij,nj->ni", turn, positions - PIVOT) + PIVOT, turn
 
 
@@ -43,13 +44,3 @@ def turn_part(part: Part, angles_deg: tuple[float, float, float]) -> Part:
         part.positions, turn = turn_torso(part.positions, angles_deg)
         part.normals = np.einsum("nij,nj->ni", turn, part.normals)
     return part
-
-
-def rotations(vectors: np.ndarray) -> np.ndarray:
-    """Rotation matrices (n,3,3) of rotation vectors (n,3), radians: R = I + sin(a) K + (1 - cos(a)) K^2 (Rodrigues)."""
-    angle = np.linalg.norm(vectors, axis=-1)
-    axis = vectors / np.maximum(angle, 1e-12)[:, None]
-    x, y, z = axis.T
-    o = np.zeros_like(x)
-    cross = np.stack([np.stack(row, -1) for row in ((o, -z, y), (z, o, -x), (-y, x, o))], 1)
-    return np.eye(3) + np.sin(angle)[:, None, None] * cross + (1 - np.cos(angle))[:, None, None] * (cross @ cross)
