@@ -180,7 +180,7 @@ def test_the_cache_holds_the_samples_of_its_pixels(head):
     o, d = rays_o.reshape(-1, 3)[cache.index], rays_d.reshape(-1, 3)[cache.index]
     points = o[:, None] + cache.t[..., None] * d[:, None]
     torch.testing.assert_close(cache.coords, world_to_head(points) / BOX_RADIUS, rtol=0, atol=1e-6)
-    density, colour = field_of(planes, weights, BOX_RADIUS)(points.reshape(1, -1, 3))
+    density, colour = field_of(planes, weights, PlaneFrame())(points.reshape(1, -1, 3))
     density, colour = density.view(*cache.t.shape, 1), colour.view(*cache.t.shape, 3)
     _, opacity, depth, _ = composite(density, colour, cache.t, cache.deltas)
     torch.testing.assert_close(cache.opacity, opacity, rtol=0, atol=1e-5)
@@ -220,7 +220,7 @@ def test_cached_rendering_without_detail_is_the_priors_picture(head):
     rows = torch.arange(0, len(cache.index), 7)
     rgb, opacity, _ = render_cached(cache, rows, torch.zeros(1, 1, 4, 2, 4, 4))
     rays = (r.reshape(1, -1, 3)[:, cache.index[rows]] for r in (rays_o, rays_d))
-    full = render_rays(field_of(planes, weights, BOX_RADIUS), *rays, BOX_RADIUS, 96, 96)
+    full = render_rays(field_of(planes, weights, PlaneFrame()), *rays, BOX_RADIUS, 96, 96)
     assert float((opacity - full["opacity"][0]).abs().mean()) < 0.01
     assert float((rgb - full["rgb"][0]).abs().mean()) < 0.01
     assert float((opacity - cache.opacity[rows]).abs().max()) < 0.01, "an empty grid keeps the prior's opacity"

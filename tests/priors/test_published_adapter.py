@@ -266,6 +266,6 @@ def test_random_pyramids_have_a_head(levels):
         prior = PublishedPrior(Checkpoint("pyramid", state, {}, None, f"random pyramid {seed}", Path("random weights")))
         ws = prior.latent_statistics(torch.Generator().manual_seed(0), 100)[0][:, None].repeat(1, prior.num_ws, 1)
         with torch.no_grad():
-            field = field_of(prior.planes(ws), prior.decoder(ws), prior.radius, prior.frame)
+            field = field_of(prior.planes(ws), prior.decoder(ws), prior.frame)
             opacity = render_rays(field, rays_o, rays_d, prior.radius, 12, 12)["opacity"]
         assert float(opacity.max()) > 0.3 and float(opacity.mean()) < 0.9, seed

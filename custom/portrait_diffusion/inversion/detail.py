@@ -62,12 +62,8 @@ class FrontalSurface:
         return FrontalSurface(*F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)[0])
 
 
-def field_of(planes: list, weights: DecoderWeights, radius: float, frame: PlaneFrame | None = None):
-    """Field function (world points -> density, colour) of a pyramid of planes.
-
-    Args: frame: of the planes; None is our own planes over the box of half edge `radius`, their density as it is.
-    """
-    frame = frame or PlaneFrame(radius=radius)
+def field_of(planes: list, weights: DecoderWeights, frame: PlaneFrame):
+    """Field function (world points -> density, colour) of a pyramid of planes, which lie in a frame."""
 
     def field(points: Tensor) -> tuple:
         return frame.field(planes, weights, world_to_head(points))
@@ -80,9 +76,12 @@ def frontal_surface(
     planes: list[Tensor], weights: DecoderWeights, radius: float, rays_o: Tensor, rays_d: Tensor,
     frame: PlaneFrame | None = None,
 ) -> FrontalSurface:
-    """Render depth, opacity and facing of the prior for the photo's camera. rays (1, S, S, 3)."""
+    """Render depth, opacity and facing of the prior for the photo's camera.
+
+    Args: radius: half edge of the rendered box; rays (1,S,S,3); frame: of the planes, None for our own over that box.
+    """
     size = rays_o.shape[1]
-    field = field_of(planes, weights, radius, frame)
+    field = field_of(planes, weights, frame or PlaneFrame(radius=radius))
     out = render_rays(field, rays_o.flatten(1, 2), rays_d.flatten(1, 2), radius, 24, 24)
     opacity = out["opacity"].view(size, size)
     depth = out["depth"].view(size, size)
@@ -175,7 +174,7 @@ def build_cache(
 
     Args:
         shape: (1, 1, 4, D, H, W) of the detail grids that will be shown, if known.
-        frame: of the planes, whose layout is our own; see `field_of`.
+        frame: of the planes, whose layout is our own; None is the box of half edge `radius`, density as it is.
     """
     frame = frame or PlaneFrame(radius=radius)
     index = keep.flatten().nonzero()[:, 0]
@@ -187,7 +186,7 @@ def build_cache(
         near, far = torch.where(hit, near, 2.3), torch.where(hit, far, 2.3)
         t, edges = stratified_samples(near, far, 32)
         points = o[:, None] + t[..., None] * d[:, None]
-        density, colour = field_of(planes, weights, radius, frame)(points.reshape(1, -1, 3))
+        density, colour = field_of(planes, weights, frame)(points.reshape(1, -1, 3))
         density, colour = density.view(*t.shape, 1), colour.view(*t.shape, 3)
         w = composite(density, colour, t, edges[..., 1:] - edges[..., :-1])[3]
         t_mass = importance_samples(edges, smooth_weights(w, floor=0.002), samples - near_surface)

@@ -184,7 +184,7 @@ class Inversion:
         """
         if self.cfg.lambda_novel == 0 or self.cfg.novel_views == 0:
             return []
-        field = field_of(self.prior.synthesize(self.start), self.weights, self.radius, self.frame)
+        field = field_of(self.prior.synthesize(self.start), self.weights, self.frame)
         size, n, views = self.cfg.novel_size, self.cfg.latent_samples, []
         front = float(self.camera.degrees()[0])
 
@@ -210,7 +210,7 @@ class Inversion:
             return {}
         n = self.cfg.latent_samples
         rays_o, rays_d, rgb, opacity = self.novel[self.step * 3 % len(self.novel)]  # far from the one before
-        out = render_rays(field_of(planes, self.weights, self.radius, self.frame), rays_o, rays_d, self.radius, n, n)
+        out = render_rays(field_of(planes, self.weights, self.frame), rays_o, rays_d, self.radius, n, n)
         error = (out["rgb"] - rgb).abs().mean() + (out["opacity"] - opacity).abs().mean()
         return {"novel": self.cfg.lambda_novel * error}
 
@@ -220,7 +220,7 @@ class Inversion:
         target = self.target.resized(size)
         planes = self.prior.synthesize(self.latent)
         rays_o, rays_d = self.camera.rays(size)
-        field = field_of(planes, self.weights, self.radius, self.frame)
+        field = field_of(planes, self.weights, self.frame)
         out = render_rays(
             field, rays_o.flatten(1, 2), rays_d.flatten(1, 2), self.radius, c.latent_samples, c.latent_samples, self.rng
         )

@@ -253,7 +253,7 @@ class PublishedFit:
         @kept_tables(gradients=True)
         def chunk(o: Tensor, d: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
             draws = None if seed is None else torch.Generator(device=o.device).manual_seed(seed)
-            out = render_rays(field_of(planes, weights, self.radius, self.frame), o, d, self.radius, n, n, draws)
+            out = render_rays(field_of(planes, weights, self.frame), o, d, self.radius, n, n, draws)
             return out["rgb"], out["opacity"]
 
         again = len(parts) > 1 and torch.is_grad_enabled()
