@@ -47,7 +47,9 @@ def agree(got: list, expected: list, tolerance: float) -> None:
 @pytest.mark.gpu
 @needs_kernels
 class TestCompositing:
-    @pytest.mark.parametrize("rays, count, colours", [(1, 1, 1), (130, 9, 3), (257, 24, 3), (40, 65, 33), (128, 2, 64)])
+    @pytest.mark.parametrize(
+        "rays, count, colours", [(1, 1, 1), (130, 9, 3), (257, 24, 3), (40, 65, 33), (128, 2, 64), (3, 1500, 3)]
+    )
     def test_values_and_gradients(self, rays, count, colours):
         inputs = samples(rays, count, colours)
         if rays == 1:
@@ -199,6 +201,8 @@ def test_what_the_kernels_cannot_take_is_named(monkeypatch):
         vr.composite_rays(*(x.double() for x in samples()), "triton")
     with pytest.raises(EnvironmentProblem, match="at most 64 colours, got 65; choose torch"):
         vr.composite_rays(*samples(colours=65), "triton")
+    with pytest.raises(EnvironmentProblem, match="at most 4096 samples a ray, got 4097; choose torch"):
+        vr.composite_rays(*samples(rays=1, count=4097), "triton")
 
 
 def test_auto_is_the_reference():

@@ -234,8 +234,8 @@ def composite_rays(
 
     Args:
         density, colour, t, deltas: of `composite`.
-        implementation: "torch" (the reference), "triton" (`ops.volrend_triton`: a GPU, not float64, K <= 64) or "auto".
-            In float32 they agree to 1e-5 of the largest value and 1e-4 of the largest gradient.
+        implementation: "torch" (the reference), "triton" (`ops.volrend_triton`: a GPU, not float64, K <= 64, S <= 4096)
+            or "auto". In float32 they agree to 1e-5 of the largest value and 1e-4 of the largest gradient.
 
     Returns: rgb, opacity, depth, weights of `composite`; variance (...,1) = ``sum w (t - depth)^2``. Differentiable in
         all inputs; by Triton once.
@@ -246,6 +246,8 @@ def composite_rays(
         unfit = "it computes in float32, got float64"
     elif colour.shape[-1] > 64:
         unfit = f"it has at most 64 colours, got {colour.shape[-1]}"
+    elif deltas.shape[-1] > 4096:
+        unfit = f"it has at most 4096 samples a ray, got {deltas.shape[-1]}"
     # auto is torch until whole runs with the kernels have been compared
     if choose("compositing", implementation, density.device, ("torch", "triton"), unfit) == "torch":
         rgb, opacity, depth, weights = composite(density, colour, t, deltas)
