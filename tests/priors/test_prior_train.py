@@ -228,7 +228,7 @@ def test_evaluation_takes_the_perceptual_distance_of_each_picture(data, nothing_
     assert math.isfinite(json.loads(json.dumps(scores))["psnr_front"])
 
 
-def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch):
+def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(assess, "SAMPLES", 2)
     monkeypatch.setattr(train, "sample_sheet", functools.partial(train.sample_sheet, size=16))
     clock = itertools.count()  # a second passes whenever the time is read: one step takes more than one
@@ -248,8 +248,11 @@ def test_a_run_writes_everything_and_the_next_goes_on(tmp_path, monkeypatch):
     assert card["step"] == 1 and card["device"] == "cpu" and len(card["history"]) == 1 and "psnr_back" in card["scores"]
     second = go(1.5)
     assert second.step == 2 and len(second.history) == 2 and second.seconds > first.seconds
+    warned = [r for r in caplog.records if "has not come to its end; repeat the command" in r.message]
+    assert [r.levelname for r in warned] == ["WARNING"] * 2
     config.total_seconds = second.seconds / 2  # the budget is used up
-    assert go(10.0).step == 2
+    caplog.clear()
+    assert go(math.inf).step == 2 and not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 def test_weights_and_checkpoint_are_written_with_every_report(tmp_path, monkeypatch):
@@ -274,7 +277,7 @@ def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
     wanted = PriorSpec(frontal_layers=3, encoded_layers=2)
     assert (data, val, out, spec, perceptual) == (tmp_path, None, tmp_path / "o", wanted, None)
     assert config == TrainConfig(batch=3, w_depth=0.5, cuda_graphs=False)
-    assert (device, limit, seconds, initial) == ("cpu", 7, 540.0, None)
+    assert (device, limit, seconds, initial) == ("cpu", 7, math.inf, None)
     assert train.main([*paths, "--initial", "p", "e"]) == 0
     assert calls[1][5] is None and [str(path) for path in calls[1][-1]] == ["p", "e"]
 

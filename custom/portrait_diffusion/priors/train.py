@@ -465,6 +465,14 @@ def write_weights(trainer: Trainer, out_dir: Path) -> None:
         save_weights(trainer.ema[kind], out_dir / f"{name}.safetensors", trainer.spec, kind, info)
 
 
+def unfinished(seconds: float, budget: float) -> str:
+    """What a run says that ends before its budget does."""
+    return (
+        f"{seconds:.0f} of {budget:.0f} s are used up, so the learning rate has not come to its end; repeat the "
+        "command to go on, or give the whole time as --total-seconds."
+    )
+
+
 def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Path, data_dir: Path) -> None:
     """Checkpoint, shipped weights, numbers and pictures."""
     info = {"step": trainer.step, "seconds": round(trainer.seconds)}
@@ -483,6 +491,8 @@ def finish(trainer: Trainer, val: MultiViewData | None, perceptual, out_dir: Pat
     if val is not None:
         reconstruction_sheet(generator, encoder, val, min(8, len(val)), out_dir / "reconstructions.png")
     log.info("after step %d: %s", trainer.step, json.dumps(scores))
+    if trainer.seconds < trainer.config.total_seconds:
+        log.warning(unfinished(trainer.seconds, trainer.config.total_seconds))
 
 
 def main(argv: list | None = None) -> int:
@@ -491,7 +501,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with shards of training subjects")
     parser.add_argument("--val", type=Path, help="folder with shards of held-out subjects")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and card")
-    parser.add_argument("--seconds", type=float, default=540.0, help="length of this run")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of this run; default: all that is left")
     parser.add_argument("--device", help="torch device; default: a GPU if there is one")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--limit", type=int, help="use only so many subjects")

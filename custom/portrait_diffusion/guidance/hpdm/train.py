@@ -1,7 +1,7 @@
 """Training of a small HPDM on multi-view data: first the autoencoder, then denoiser and branches; Lightning, resumable.
 
-    launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage autoencoder --seconds 180
-    launch_portrait.py train-hpdm --data TRAIN --drafts DRAFTS --val VAL --out OUT --stage denoiser --seconds 540
+    launch_portrait.py train-hpdm --data TRAIN --val VAL --out OUT --stage autoencoder --total-seconds 180
+    launch_portrait.py train-hpdm --data TRAIN --drafts DRAFTS --val VAL --out OUT --stage denoiser --total-seconds 540
 
 Each stage goes on from its own ``last.ckpt`` in OUT. Learning rates follow the share of the stage's budget (steps or
 seconds) that is used up. Randomness of a step follows from seed, step and rank alone, so a resumed run makes the steps
@@ -12,6 +12,7 @@ import copy
 import importlib.util
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from ...priors.drafts import check_same_cameras
 from ...priors.graphs import GraphedBackward
 from ...priors.patches import over_white, premultiplied_images
 from ...priors.render import half_precision
-from ...priors.train import cosine_tail
+from ...priors.train import cosine_tail, unfinished
 from ...seeds import step_seed
 from .batches import BatchConfig, TrainBatch, make_batch
 from .compiled import compile_networks
@@ -455,6 +456,8 @@ def run_stage(
     losses = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
     log.info("%s: step %d, %.0f of %.0f s; last losses %s", type(stage).__name__, stage.global_step, stage.seconds,
              stage.config.total_seconds, losses)  # fmt: skip
+    if stage.share < 1 and not stage.config.total_steps:
+        log.warning(unfinished(stage.seconds, stage.config.total_seconds))
     return stage
 
 
@@ -551,7 +554,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--val", type=Path, help="folder with shards of held-out subjects")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, model and cards")
     parser.add_argument("--stage", required=True, choices=STAGES)
-    parser.add_argument("--seconds", type=float, default=540.0, help="length of this run")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of this run; default: all that is left")
     parser.add_argument("--devices", type=int, default=1, help="GPUs or, with --accelerator cpu, processes")
     parser.add_argument("--accelerator", default="auto", help="auto, gpu or cpu")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
