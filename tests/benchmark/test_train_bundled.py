@@ -27,6 +27,8 @@ def test_every_command_is_understood(tmp_path, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    heads = [words for words in seen[0].values() if words[0] == "render-dataset"]
+    assert len(heads) == 3 and all(words[words.index("--turned") + 1] == "0.7" for words in heads)
     for name, words in seen[0].items():
         more = plan.budget(100.0) if name in ("autoencoder", "denoiser", "prior") else []
         with pytest.raises(Parsed):
