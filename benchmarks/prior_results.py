@@ -39,8 +39,9 @@ def result_of(card: dict, test: dict | None, more: dict[str, dict]) -> dict:
     result = {
         "what": WHAT, "device": card["device"], "torch": card["torch"], "step": card["step"],
         "seconds": card["seconds"], "train_subjects": data["n_subjects"], "train_views": data["views_per_subject"],
-        ROWS[0]: card["scores"],
     }  # fmt: skip
+    if card["scores"]:  # a run without --val has none
+        result[ROWS[0]] = card["scores"]
     if test is not None:
         result[ROWS[1]] = test.get("scores", test)
     result |= {label: scores.get("scores", scores) for label, scores in more.items()}
@@ -58,21 +59,22 @@ def numbers(result: dict, yardstick: dict) -> str:
     ]
     for row in [name for name, value in result.items() if isinstance(value, dict) and "psnr_front" in value]:
         lines.append(line(row, result[row]))
+    then = f"the prior of commit {yardstick['commit']['sha'][:8]}"
     sizes = f"{yardstick['steps']} steps on {yardstick['train_subjects']} heads"
     lines += ["", f"Beside that plain encoder, {sizes} of the same kind (`benchmarks/reference_encoder.py`):", ""]
     lines += [lines[2], lines[3]]
     for split, scores in yardstick["scores"].items():
-        lines.append(line(f"{split}, {scores['subjects']} subjects: the prior", scores["prior"]))
+        lines.append(line(f"{split}, {scores['subjects']} subjects: {then}", scores["prior"]))
         lines.append(line(f"{split}: the plain encoder", scores["reference"]))
     return "\n".join(lines)
 
 
 def line(name: str, scores: dict) -> str:
-    """A row of a table: PSNR and, where it is known, ST-LPIPS."""
+    """A row of a table: PSNR and, where it is known, ST-LPIPS; a dash where there are no such views."""
     cells = []
     for key, _ in BINS:
-        distance = scores.get(f"stlpips_{key}")
-        cells.append(f"{scores[f'psnr_{key}']:.1f}" + ("" if distance is None else f" / {distance:.3f}"))
+        psnr, distance = scores.get(f"psnr_{key}"), scores.get(f"stlpips_{key}")
+        cells.append("–" if psnr is None else f"{psnr:.1f}" + ("" if distance is None else f" / {distance:.3f}"))
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
