@@ -59,7 +59,7 @@ def numbers(result: dict, yardstick: dict) -> str:
     ]
     for row in [name for name, value in result.items() if isinstance(value, dict) and "psnr_front" in value]:
         lines.append(line(row, result[row]))
-    then = f"the prior of commit {yardstick['commit']['sha'][:8]}"
+    then = f"the prior of commit {yardstick.get('prior_commit', yardstick['commit']['sha'])[:8]}"
     sizes = f"{yardstick['steps']} steps on {yardstick['train_subjects']} heads"
     lines += ["", f"Beside that plain encoder, {sizes} of the same kind (`benchmarks/reference_encoder.py`):", ""]
     lines += [lines[2], lines[3]]

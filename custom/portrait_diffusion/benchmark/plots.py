@@ -60,7 +60,10 @@ def difference_plot(part: dict, data: str, path: Path) -> Path | None:
     for axis in axes[len(metrics) :]:
         axis.set_axis_off()
     for k, (axis, metric) in enumerate(zip(axes, metrics)):
-        for entry in (e for e in entries if e["metric"] == metric):
+        mine = [e for e in entries if e["metric"] == metric]
+        if not any(e["difference"] or e["low"] or e["high"] for e in mine):
+            axis.set_xlim(-1, 1)  # nothing differs: matplotlib's own limits would be 1e-17
+        for entry in mine:
             y = -names.index(f"{entry['rung']} − {entry['before']}")
             colour = COLOURS.get(entry["shown"], "#8a8f98")
             if entry["low"] is not None:
