@@ -98,17 +98,28 @@ def test_the_key_of_the_stages_follows_the_guidances_model_too(weights, tmp_path
     file.write_bytes(b"first")
     monkeypatch.setattr("portrait_diffusion.guidance.hpdm_guidance.BUNDLED", folder)
 
-    def staged(stages=True, **guidance):
+    def staged(stage="refine", **guidance):
         section = {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": guidance}
-        return run_key("photo", {"system": section}, weights, stages)
+        return run_key("photo", {"system": section}, weights, stage)
 
     named = [{}, {"pretrained_model_name_or_path": "bundled"}, {"pretrained_model_name_or_path": str(folder)}]
-    before, start = [staged(**guidance) for guidance in named], staged(stages=False)
+    before, start = [staged(**guidance) for guidance in named], staged(stage=None)
     hub = staged(pretrained_model_name_or_path="some/model")
     file.write_bytes(b"trained on")
     after = [staged(**guidance) for guidance in named]
     assert all(a != b for a, b in zip(before, after, strict=True)) and len(set(before)) == 3
-    assert staged(stages=False) == start and staged(pretrained_model_name_or_path="some/model") == hub
+    assert staged(stage=None) == start and staged(pretrained_model_name_or_path="some/model") == hub
+
+
+def test_a_stage_does_not_depend_on_those_after_it(weights):
+    def keys(restore: int, refine: int, **system) -> list[str]:
+        stages = {"restore": {"steps": restore}, "refine": {"steps": refine}}
+        return [run_key("photo", {"system": {"stages": stages, **system}}, weights, n) for n in ("restore", "refine")]
+
+    first, later, earlier = keys(2, 3), keys(2, 4), keys(1, 3)
+    assert first[0] == later[0] and first[1] != later[1] and len(set(first)) == 2
+    assert not set(first) & set(earlier)
+    assert not set(first) & set(keys(2, 3, restoration_resolution=8)), "what all stages share"
 
 
 def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
 from .settings import DataConfig, PipelineConfig, PriorConfig, load_pipeline_config, prior_paths
-from .systems.stages import Schedule
+from .systems.stages import STAGES, Schedule
 
 log = logging.getLogger("portrait_diffusion")
 
@@ -135,15 +135,15 @@ class PortraitPipeline:
             "prior": {"checkpoint": system.prior.checkpoint, "encoder": system.prior.encoder},
             "inversion": vars(system.inversion),
         }  # fmt: skip
-        key = run_key(before.photo_sha256, raw, system.prior, stages=True)
-        checkpoint = None if out is None else out / "ckpts" / f"stages-{key}.ckpt"
+        keys = {name: run_key(before.photo_sha256, raw, system.prior, name) for name in Schedule(system.stages).names}
+        files = {} if out is None else {name: out / "ckpts" / f"stages-{key}.ckpt" for name, key in keys.items()}
 
         def look(stage: str, done: int, system: Any) -> None:
             total = system.schedule.stages[stage].steps
             if self._shows(out, done, total):
                 render_preview(system, out / "save" / f"{stage}-{done}.png")
 
-        done = run_stages(fit, section, before.prepared, self.config.seed, checkpoint, tell, look)
+        done = run_stages(fit, section, before.prepared, self.config.seed, files, tell, look)
         trained, curves, stopped = done
         after = assemble(
             self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
@@ -204,21 +204,25 @@ STAGE_KEYS = (
 """Keys of the system that matter to the stages after the initialization alone."""
 
 
-def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stages: bool = False) -> str:
+def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stage: str | None = None) -> str:
     """Short hash of photo, settings and weights that shape the head: a checkpoint is taken up only by its own run.
 
-    Without `stages` it is that of the initialization, which neither their settings nor the guidance's model change.
-    Weights count by what is in the files, not by where they lie; defaults of the fit count, which a later version may
-    have changed. Raises: FileNotFoundError if a file is missing.
+    It is that of the head at the end of a stage, which settings of later stages do not change; without one that of the
+    initialization, which neither the stages' settings nor the guidance's model change. Weights count by what is in the
+    files, not by where they lie; defaults of the fit count, which a later version may have changed. Raises:
+    FileNotFoundError if a file is missing.
     """
-    apart = ("exporter", "made_with") if stages else ("exporter", "made_with", "renderer", *STAGE_KEYS)
+    apart = ("exporter", "made_with") if stage else ("exporter", "made_with", "renderer", *STAGE_KEYS)
     system = {k: v for k, v in raw.get("system", {}).items() if k not in apart}
+    if stage:
+        until = STAGES[: STAGES.index(stage) + 1]
+        system["stages"] = {name: v for name, v in (system.get("stages") or {}).items() if name in until}
     system["prior"] = {k: v for k, v in system.get("prior", {}).items() if k not in ("checkpoint", "encoder")}
     data = {k: v for k, v in raw.get("data", {}).items() if k != "image_path"}
     matte = choose_matte(data.get("matte", DataConfig.matte))
     looked = photo_weights(matte, data.get("camera", DataConfig.camera))
     weights = [weights_sha256(path) for path in (*prior_paths(prior), *looked.values())]
-    if stages:
+    if stage:
         weights += guidance_weights(system)
     defaults = [asdict(InversionConfig()), asdict(PublishedFitConfig())]
     text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights, defaults], sort_keys=True)

@@ -1,4 +1,4 @@
-"""The stages after the initialization on our own host: one Lightning run, checkpointed, resumed where it stopped."""
+"""The stages after the initialization on our own host: one Lightning run, resumed from the last stage's checkpoint."""
 import logging
 import os
 import signal
@@ -20,18 +20,18 @@ from .systems.portrait import PortraitSystem
 log = logging.getLogger("portrait_diffusion")
 Tell = Callable[[str, int, int, dict], None]
 CHECKPOINT_SECONDS = 30.0
-"""Seconds between checkpoints; another is written at the end of every stage."""
+"""Seconds between checkpoints; each stage writes its own, the last time at its end."""
 
 
 class Report(pl.Callback):
     """Tells the progress of each stage and writes checkpoints.
 
-    Args: tell(stage, done, total, values), which may raise `Stopped`; path of the checkpoint of the run, None writes
-        none; look(stage, done, system) is called after each step, for previews.
+    Args: tell(stage, done, total, values), which may raise `Stopped`; files: each stage's checkpoint, a stage without
+        one writes none; look(stage, done, system) is called after each step, for previews.
     """
 
-    def __init__(self, tell: Tell, path: Path | None, look: Callable | None = None):
-        self.tell, self.path, self.last, self.look = tell, path, time.monotonic(), look
+    def __init__(self, tell: Tell, files: dict[str, Path], look: Callable | None = None):
+        self.tell, self.files, self.last, self.look = tell, files, time.monotonic(), look
         self.stopped = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, system: PortraitSystem, *args: Any) -> None:
@@ -41,25 +41,26 @@ class Report(pl.Callback):
             self.tell(place.name, place.step + 1, place.stage.steps, system.last_losses())
         except Stopped:
             self.stopped = trainer.should_stop = True
-            self.write(trainer)
+            self.write(trainer, place.name)
             return
         if self.look is not None:
             self.look(place.name, place.step + 1, system)
         ended = step in system.schedule.boundaries()
         if ended or time.monotonic() - self.last > CHECKPOINT_SECONDS:
-            self.write(trainer)
+            self.write(trainer, place.name)
 
-    def write(self, trainer: pl.Trainer) -> None:
+    def write(self, trainer: pl.Trainer, stage: str) -> None:
         """The file is complete or not there."""
-        if self.path is not None:
-            partial = self.path.with_name(f"{PARTIAL_PREFIX}{self.path.name}")
+        path = self.files.get(stage)
+        if path is not None:
+            partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
             trainer.save_checkpoint(partial)
-            os.replace(partial, self.path)
+            os.replace(partial, path)
         self.last = time.monotonic()
 
 
 def run_stages(
-    fit: Inversion, section: dict, photo, seed: int, checkpoint: Path | None, tell: Tell, look: Callable | None = None
+    fit: Inversion, section: dict, photo, seed: int, files: dict[str, Path], tell: Tell, look: Callable | None = None
 ) -> tuple[PortraitSystem, dict, bool]:
     """Train the stages of a configuration from a finished initialization.
 
@@ -68,22 +69,23 @@ def run_stages(
         section: the system's configuration.
         photo: `photo.prepare.PreparedPhoto`.
         seed: of cameras and renders.
-        checkpoint: file to resume from and to write to; None keeps nothing.
+        files: stage -> checkpoint to write to, in order; the run goes on from the last one that is there. Empty keeps
+            nothing.
         tell: tell(stage, done, total, values); may raise `Stopped`, which ends the run in order, but not in the stage
             "paint": the look around of a step.
         look: look(stage, done, system) after each step.
     Returns: the system with the head, the losses of every step of this run by name, and whether it was stopped.
-    Raises: KeyboardInterrupt when interrupted; the checkpoint stays.
+    Raises: KeyboardInterrupt when interrupted; the checkpoints stay.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    resumed = checkpoint is not None and checkpoint.is_file()
-    system = PortraitSystem({**section, "seed": seed}, resumed=resumed)
+    last = next((path for path in reversed(files.values()) if path.is_file()), None)
+    system = PortraitSystem({**section, "seed": seed}, resumed=last is not None)
     system.start_from(fit)
     data = PortraitDataModule({"stages": section["stages"], "seed": seed})
     data.use_photo(photo)
     device = torch.device(system.geometry.device)
     system.on_paint = lambda done, total: total and tell("paint", done, total, {})
-    report = Report(tell, checkpoint, look)
+    report = Report(tell, files, look)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -95,7 +97,7 @@ def run_stages(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
-            trainer.fit(system, datamodule=data, ckpt_path=str(checkpoint) if resumed else None, weights_only=True)
+            trainer.fit(system, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=True)
     except SystemExit as exit_of_lightning:  # it answers an interruption itself, and ignores further ones
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from exit_of_lightning

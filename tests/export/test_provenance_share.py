@@ -19,6 +19,7 @@ from portrait_diffusion.export.provenance import (
     write_provenance,
 )
 from portrait_diffusion.export.share import shareable_config, write_share
+from portrait_diffusion.remote import check_paths
 
 
 def test_sha256_of_a_known_file(tmp_path):
@@ -126,14 +127,19 @@ def test_same_config_gives_the_same_file(tmp_path):
         ("/srv/private/me.jpg", "me.jpg", True),
         ("C:\\Users\\me\\me.jpg", "me.jpg", True),
         ("~/me.jpg", "me.jpg", True),
+        ("../private/me.jpg", "me.jpg", True),
+        ("{base}/photos/../../private/me.jpg", "me.jpg", True),
+        ("photos/..", "", True),
+        ("and so on...", "and so on...", False),
         ("photos/me.jpg", "photos/me.jpg", False),
         ("a prompt / with a slash", "a prompt / with a slash", False),
     ],
 )
-def test_no_absolute_paths_leave(tmp_path, path, expected, is_cut):
+def test_no_paths_lead_out(tmp_path, path, expected, is_cut):
     path = path.replace("{base}", str(tmp_path))
     plain, cut = shareable_config({"data": {"images": [path]}}, [f"other={path}"] if " " not in path else [], tmp_path)
     assert plain["data"]["images"] == [expected]
+    check_paths(plain, "what a stranger would fetch")
     assert ("data.images[0]" in cut) == is_cut
     write_share(tmp_path / "share.yaml", {"data": {"images": [path]}}, base=tmp_path)
     text = (tmp_path / "share.yaml").read_text()

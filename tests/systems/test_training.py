@@ -93,6 +93,19 @@ def test_a_run_goes_through_all_stages_and_an_interrupted_one_ends_the_same(mode
     assert torch.equal(loaded.geometry.forward_density(points), whole.geometry.forward_density(points))
 
 
+def test_a_stage_alone_goes_on_from_the_end_of_the_one_before(model, prior, tmp_path):
+    """Other settings of the last stage, or one that was not there before, leave what the first stage made."""
+    other = {**STAGES, "refine": {**STAGES["refine"], "steps": 1, "loss": {"lambda_tv": 10.0}}}
+    pipeline(model, prior, {"restore": STAGES["restore"]}).run(PHOTO, tmp_path)
+    for stages in (STAGES, other):
+        seen = []
+        again = pipeline(model, prior, stages).run(PHOTO, tmp_path, lambda *report, seen=seen: seen.append(report[:3]))
+        steps = stages["refine"]["steps"]
+        assert [r for r in seen if r[0] in STAGES] == [("refine", k + 1, steps) for k in range(steps)]
+        fresh = pipeline(model, prior, stages).run(PHOTO)
+        assert torch.equal(again.geometry.restoration, fresh.geometry.restoration) and again.curves == fresh.curves
+
+
 def test_stopping_in_a_stage_gives_the_head_so_far_and_goes_on_later(model, prior, tmp_path):
     from portrait_diffusion.interrupt import Stopped
 

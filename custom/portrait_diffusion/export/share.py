@@ -1,4 +1,4 @@
-"""share.yaml: the configuration with its overrides, fit to be given away - no timestamp, no absolute paths."""
+"""share.yaml: the configuration with its overrides, fit to be given away - no timestamp, no paths that lead out."""
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -13,23 +13,28 @@ RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir", 
 """Top-level keys that name one run, not the experiment."""
 
 
-def _is_absolute(text: str) -> bool:
-    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith("~")
+def _leads_out(text: str) -> bool:
+    windows = PureWindowsPath(text)
+    if PurePosixPath(text).is_absolute() or windows.is_absolute() or text.startswith("~"):
+        return True
+    return ".." in windows.parts  # whoever fetches it from a URL would be refused, too (remote.check_paths)
 
 
 def _shareable(value: Any, base: Path, where: str, cut: list[str]) -> Any:
-    """A copy with absolute paths below ``base`` made relative and others cut to their last part (noted in ``cut``)."""
+    """A copy with absolute paths below ``base`` made relative; other absolute ones, and those with ``..``, are cut to
+    their last part (noted in ``cut``)."""
     if isinstance(value, Mapping):
         return {str(k): _shareable(v, base, f"{where}.{k}" if where else str(k), cut) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_shareable(v, base, f"{where}[{i}]", cut) for i, v in enumerate(value)]
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and len(value) > 1 and "\n" not in value and _is_absolute(value):
-        if Path(value).is_absolute() and Path(value).is_relative_to(base):
-            return Path(value).relative_to(base).as_posix()
+    if isinstance(value, str) and len(value) > 1 and "\n" not in value and _leads_out(value):
+        path, name = Path(value), PureWindowsPath(value).name  # splits at both kinds of slash
+        if path.is_absolute() and path.is_relative_to(base) and ".." not in path.parts:
+            return path.relative_to(base).as_posix()
         cut.append(where)
-        return PureWindowsPath(value).name  # splits at both kinds of slash
+        return "" if name == ".." else name
     return value
 
 
@@ -37,7 +42,7 @@ def shareable_config(
     config: Mapping | DictConfig, overrides: Iterable[str] = (), base: str | Path = ".",
     weights: Mapping[str, str | Path] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
-    """The configuration with overrides merged in, without run keys, with relative paths only.
+    """The configuration with overrides merged in, without run keys, with relative paths inside ``base`` only.
 
     A configuration with a ``system`` gets ``system.made_with`` (see `made_with.made_with`), and the hub ids of its
     models the revisions that were used.

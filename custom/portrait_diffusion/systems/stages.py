@@ -126,6 +126,11 @@ class Schedule:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages.values())
 
+    @property
+    def names(self) -> list[str]:
+        """The stages that have steps, in order."""
+        return [name for name, stage in self.stages.items() if stage.steps]
+
     def boundaries(self) -> list[int]:
         """Global steps at which a stage ends."""
         ends, end = [], 0
