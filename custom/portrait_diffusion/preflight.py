@@ -1,9 +1,13 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
 from pathlib import Path
 
-from .errors import EnvironmentProblem
+import torch
+
+from . import host
+from .errors import EnvironmentProblem, UsageError
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
+from .ops.backends import PACKAGES, missing
 from .optional import require
 from .settings import PipelineConfig, PriorConfig, prior_paths
 from .systems.stages import Schedule
@@ -17,7 +21,8 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
         exports: whether mesh and video will be written.
     Returns: (file name, bytes) of the weights that will be read.
     Raises: EnvironmentProblem for a missing package, model file or weights file, with the command that brings it;
-        UsageError for a file that is no such weights file, or of another kind of prior than the configuration names.
+        UsageError for a file that is no such weights file, or of another kind of prior than the configuration names,
+        and for settings that need a GPU where there is none.
     """
     from .evaluation.stlpips import find_weights
     from .photo.camera_estimate import check_camera_method
@@ -27,6 +32,7 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
     from .photo.matte import choose_matte
     from .photo.matte_net import WEIGHTS_FILE, load_matte_net
 
+    check_device(vars(config.system), host.get_device())
     require("cv2", extra="photo", package="opencv-python-headless")
     if exports:
         require("xatlas", extra="export")
@@ -51,6 +57,22 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
             check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
         check_cached(vars(config.system), source or config.name)
     return [(path.name, path.stat().st_size) for path in files]
+
+
+def check_device(system: dict, device: torch.device) -> None:
+    """Look whether a device and the packages can do what a configuration's system asks for.
+
+    Raises: EnvironmentProblem for an implementation that cannot run, with the reason and the fix; UsageError for a
+        setting that needs a GPU.
+    """
+    for section, key in (("geometry", "implementation"), ("renderer", "implementation"), ("renderer", "estimator")):
+        chosen = system[section].get(key, "auto")
+        reason = missing(chosen, device) if chosen in PACKAGES else None
+        if reason is not None:
+            raise EnvironmentProblem(f"system.{section}.{key} '{chosen}' cannot be used: {reason}.")
+    for section, key in (("renderer", "cuda_graphs"), ("guidance", "cuda_graphs"), ("guidance", "compile")):
+        if system[section].get(key) and device.type != "cuda":
+            raise UsageError(f"system.{section}.{key} needs a GPU; set it to false to run on a CPU.")
 
 
 def check_prior_files(prior: PriorConfig) -> tuple[Path, ...]:

@@ -141,6 +141,25 @@ def test_a_missing_weights_file_is_found_before_the_run(folder, capsys):
     assert files_below(folder) == ["me.png"]
 
 
+@pytest.mark.parametrize(
+    ("override", "code", "expected"),
+    [
+        ("system.geometry.implementation=triton", 3, "system.geometry.implementation 'triton' cannot be used"),
+        ("system.geometry.implementation=tcnn", 3, "system.geometry.implementation 'tcnn' cannot be used"),
+        ("system.renderer.implementation=triton", 3, "system.renderer.implementation 'triton' cannot be used"),
+        ("system.renderer.estimator=nerfacc", 3, "system.renderer.estimator 'nerfacc' cannot be used"),
+        ("system.renderer.cuda_graphs=true", 2, "system.renderer.cuda_graphs needs a GPU"),
+        ("system.guidance.cuda_graphs=true", 2, "system.guidance.cuda_graphs needs a GPU"),
+        ("system.guidance.compile=true", 2, "system.guidance.compile needs a GPU"),
+    ],
+)
+def test_what_the_device_cannot_do_is_found_before_the_run(folder, capsys, monkeypatch, override, code, expected):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for last in ([], ["--dry-run"]):
+        assert cli.main(["--image", "me.png", "--device", "cpu", override, *last]) == code
+        assert expected in capsys.readouterr().err and files_below(folder) == ["me.png"]
+
+
 def test_a_folder_that_can_not_be_written(folder, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "result/portrait.glb")
