@@ -23,14 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import host
 from .errors import UsageError
+from .references import FUNCTIONS, check_growth, check_resolved, references
 from .visible import check_visible
 
 MAX_BYTES = 1_000_000  # size of a configuration file
 MAX_NODES = 100_000  # YAML values after expanding aliases
 MAX_DEPTH = 50  # nested sections
-RESOLVERS = frozenset(
-    "calc_exp_lr_decay_rate add sub mul div idiv basename rmspace tuple2 gt0 not cmaxgt0 cmaxgt0orcmaxgt0".split()
-)  # the names that every host offers; any other (such as oc.env, which reads the environment) is refused
 
 
 def validate(source: Any, schema: type, overrides: Iterable[str] = ()) -> DictConfig:
@@ -75,7 +73,9 @@ def _merged(config: DictConfig, changes: DictConfig, schema: type, origin: str) 
         merged = OmegaConf.merge(config, changes)
     except (OmegaConfBaseException, TypeError) as error:
         raise UsageError(f"{origin}: the overrides don't fit it: {_first_line(error)}.") from error
-    _check_leaves(OmegaConf.to_container(merged, resolve=False), origin, "")
+    plain = OmegaConf.to_container(merged, resolve=False)
+    _check_leaves(plain, origin, "")
+    check_growth(plain, origin)
     host.prepare_resolvers()
     try:
         OmegaConf.resolve(merged)
@@ -83,6 +83,7 @@ def _merged(config: DictConfig, changes: DictConfig, schema: type, origin: str) 
         key = _first_unresolvable(merged, "")
         reason = _first_line(error)
         raise UsageError(f"{origin}: key '{key}': a reference ${{...}} can't be resolved: {reason}.") from error
+    check_resolved(OmegaConf.to_container(merged, resolve=False), origin)
     _check_section(merged, schema, origin, "")
     return merged
 
@@ -205,12 +206,9 @@ def _check_leaves(value: Any, origin: str, path: str) -> None:
     elif value == MISSING:
         raise UsageError(f"{origin}: key '{path}' is required ('???'): set it in the file or with {path}=VALUE.")
     elif isinstance(value, str):
-        for inside in re.findall(r"\$\{\s*([^}]*)", value):
-            name, colon, _ = inside.partition(":")
-            if colon and name.strip() in RESOLVERS:
-                continue
-            if colon or not re.fullmatch(r"[\w.\[\]]+\s*", inside):
-                near = _nearest(name.strip(), RESOLVERS) if "$" not in name else ""
+        for inside, function, name in references(value):
+            if function not in FUNCTIONS and not name:
+                near = _nearest(function, FUNCTIONS) if function and "$" not in function else ""
                 shown = f"${{{inside}}}"
                 raise UsageError(f"{origin}: key '{path}': '{shown}' is no plain reference or known function{near}.")
 

@@ -272,5 +272,6 @@ def test_our_registered_classes_can_be_checked(tmp_path):
 
 def test_the_list_of_functions_equals_the_own_hosts():
     from portrait_diffusion._standalone.config import RESOLVER_NAMES
+    from portrait_diffusion.references import FUNCTIONS
 
-    assert schema.RESOLVERS == RESOLVER_NAMES
+    assert FUNCTIONS == RESOLVER_NAMES

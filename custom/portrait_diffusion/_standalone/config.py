@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..references import MAX_RESULT
 from .registry import warn
 
 
@@ -43,15 +44,38 @@ def C_max(value: Any) -> float:
     return max(v for _, v in schedule_knots(value))
 
 
+def _product(a: Any, b: Any) -> Any:
+    """Of numbers: a text or a list times a number would be as long as a stranger likes."""
+    if not all(isinstance(value, int | float) for value in (a, b)):
+        raise TypeError(f"mul takes two numbers, got {type(a).__name__} and {type(b).__name__}")
+    return _bounded(a * b)
+
+
+def _replaced(text: Any, sub: Any) -> str:
+    text, sub = str(text), str(sub)
+    if len(text) + text.count(" ") * len(sub) > MAX_RESULT:
+        raise ValueError(f"rmspace would give more than {MAX_RESULT} characters")
+    return text.replace(" ", sub)
+
+
+def _bounded(value: Any) -> Any:
+    """A function's result; whole numbers beyond all floats and long texts and lists are refused."""
+    if isinstance(value, int) and abs(value) > 10**308:
+        raise OverflowError("the number is too large")
+    if hasattr(value, "__len__") and len(value) > MAX_RESULT:
+        raise ValueError(f"the result has more than {MAX_RESULT} characters or values")
+    return value
+
+
 _RESOLVERS = {
     "calc_exp_lr_decay_rate": lambda factor, n: factor ** (1.0 / n),
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+    "add": lambda a, b: _bounded(a + b),
+    "sub": lambda a, b: _bounded(a - b),
+    "mul": _product,
     "div": lambda a, b: a / b,
     "idiv": lambda a, b: a // b,
     "basename": lambda p: os.path.basename(p),
-    "rmspace": lambda s, sub: str(s).replace(" ", sub),
+    "rmspace": _replaced,
     "tuple2": lambda s: [float(s), float(s)],
     "gt0": lambda s: s > 0,
     "not": lambda s: not s,
