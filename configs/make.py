@@ -129,8 +129,9 @@ HOST_HEADER = """\
 def for_threestudio(config: dict) -> dict:
     """The same run as threestudio's launch.py takes it: types named, cameras told of the stages, trainer."""
     system = copy.deepcopy(config["system"])
-    kept = {name: stage for name, stage in system["stages"].items() if stage.get("steps")}
-    steps = sum(stage["steps"] for stage in kept.values())
+    kept = [name for name, stage in system["stages"].items() if stage.get("steps")]
+    steps = [f"${{system.stages.{name}.steps}}" for name in kept]
+    steps = steps[0] if len(steps) == 1 else f"${{add:{','.join(steps)}}}"
     modules = {
         "material_type": "portrait-diffusion-no-material", "background_type": "portrait-diffusion-white-background",
         "exporter_type": "portrait-diffusion-exporter",

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from portrait_diffusion import host
+from portrait_diffusion.host import prepare_resolvers
 from portrait_diffusion.pipeline import PortraitPipeline
 from portrait_diffusion.settings import load_pipeline_config
 from portrait_diffusion.systems.stages import Schedule
@@ -68,7 +70,7 @@ def test_those_made_from_another_are_current(capsys):
 
 def test_a_stale_one_is_noticed(monkeypatch, capsys):
     script = runpy.run_path(str(ROOT / "configs" / "make.py"))
-    made = {path: text.replace("1800", "1801") for path, text in script["files"]().items()}
+    made = {path: text.replace("steps: 1200", "steps: 1201") for path, text in script["files"]().items()}
     monkeypatch.setitem(script["main"].__globals__, "files", lambda: made)
     assert script["main"](["--check"]) == 1
     assert "custom/portrait.yaml" in capsys.readouterr().err
@@ -82,7 +84,12 @@ def test_threestudios_copy_is_the_same_run():
     same = set(ours["system"])
     assert {k: theirs["system"][k] for k in same} == {k: ours["system"][k] for k in same}
     assert theirs["seed"] == ours["seed"] and ours["data"].items() <= theirs["data"].items()
-    assert theirs["trainer"]["max_steps"] == Schedule(ours["system"]["stages"]).total
+    steps = theirs["trainer"]["max_steps"]
+    prepare_resolvers()
+    for refine in (theirs["system"]["stages"]["refine"]["steps"], 7):
+        theirs["system"]["stages"]["refine"]["steps"] = refine
+        assert OmegaConf.create(theirs).trainer.max_steps == Schedule(theirs["system"]["stages"]).total
+    assert "restore" in steps and "refine" in steps, "it follows the stages"
     pytest.importorskip("pytorch_lightning")
     from portrait_diffusion.data.portrait import PortraitDataConfig
     from portrait_diffusion.systems.portrait import PortraitSystem

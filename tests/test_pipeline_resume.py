@@ -111,6 +111,25 @@ def test_the_key_of_the_stages_follows_the_guidances_model_too(weights, tmp_path
     assert staged(stage=None) == start and staged(pretrained_model_name_or_path="some/model") == hub
 
 
+def test_the_key_of_the_stages_follows_what_they_do_unasked(weights, monkeypatch):
+    from portrait_diffusion.guidance.hpdm_guidance import HPDMGuidance
+    from portrait_diffusion.settings import SystemConfig
+    from portrait_diffusion.systems.stages import StageConfig
+
+    def key() -> str:
+        return run_key("photo", {"system": {"guidance_type": "portrait-diffusion-hpdm-guidance"}}, weights, "refine")
+
+    keys = [key()]
+    for cls, name in ((HPDMGuidance.Config, "inversion_steps"), (SystemConfig, "restoration_blur")):
+        monkeypatch.setattr(cls.__dataclass_fields__[name], "default", 99)
+        keys.append(key())
+    original = module.asdict
+    changed = {"views": 99}
+    monkeypatch.setattr(module, "asdict", lambda c: original(c) | (changed if isinstance(c, StageConfig) else {}))
+    keys.append(key())
+    assert len(set(keys)) == 4 and keys[-1] == key()
+
+
 def test_a_stage_does_not_depend_on_those_after_it(weights):
     def keys(restore: int, refine: int, **system) -> list[str]:
         stages = {"restore": {"steps": restore}, "refine": {"steps": refine}}

@@ -316,9 +316,16 @@ def test_public_models_are_got_by_the_command_models_never_by_a_run(server, here
       "guidance": {"pretrained_model_name_or_path": "a/b", "offline": False}},
      {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": "bundled"},
       "extra_guidances": [{"type": "portrait-diffusion-hpdm-guidance",
-                           "guidance": {"pretrained_model_name_or_path": "a/b", "vae": "c/d"}}]}],
+                           "guidance": {"pretrained_model_name_or_path": "a/b", "vae": "c/d"}}]},
+     {"guidance_type": "portrait-diffusion-hpdm-guidance",
+      "guidance": {"pretrained_model_name_or_path": "a/b@refs/pr/1"}},
+     {"guidance_type": "portrait-diffusion-hpdm-guidance", "guidance": {"pretrained_model_name_or_path": "gpt2"}},
+     {"guidance_type": "portrait-diffusion-hpdm-guidance",
+      "guidance": {"pretrained_model_name_or_path": ".", "controlnets": [{"path": "single"}]}}],
 )  # fmt: skip
-def test_no_guidance_of_a_shared_one_may_download(system):
+def test_no_guidance_of_a_shared_one_may_download(system, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text_encoder").mkdir()  # the folder is of a model in SD's shape
     with pytest.raises(UsageError, match="^theirs: the guidance with .* lacks 'offline: true'"):
         check_offline({"system": system}, "theirs")
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 PARTIAL_PREFIX = ".partial-"
 
@@ -29,6 +29,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def leads_out(text: str) -> bool:
+    """Whether a text, as written, is a path out of the folder it is read in: absolute on any system, or up, or home."""
+    windows = PureWindowsPath(text)
+    if "\0" in text or PurePosixPath(text).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return True
+    return bool(re.match(r"~[\w.-]*([/\\]|$)", text) or re.match(r"file:", text, re.IGNORECASE))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
-from .settings import DataConfig, PipelineConfig, PriorConfig, load_pipeline_config, prior_paths
-from .systems.stages import STAGES, Schedule
+from .settings import DataConfig, PipelineConfig, PriorConfig, SystemConfig, load_pipeline_config, prior_paths
+from .systems.stages import STAGES, Schedule, StageConfig
 
 log = logging.getLogger("portrait_diffusion")
 
@@ -222,9 +222,10 @@ def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stage: str | None 
     matte = choose_matte(data.get("matte", DataConfig.matte))
     looked = photo_weights(matte, data.get("camera", DataConfig.camera))
     weights = [weights_sha256(path) for path in (*prior_paths(prior), *looked.values())]
+    defaults = [asdict(InversionConfig()), asdict(PublishedFitConfig())]
     if stage:
         weights += guidance_weights(system)
-    defaults = [asdict(InversionConfig()), asdict(PublishedFitConfig())]
+        defaults += stage_defaults(system)
     text = json.dumps([photo_sha256, system, data, raw.get("seed", 0), weights, defaults], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -233,6 +234,22 @@ def guidance_weights(system: dict) -> list[str]:
     """SHA-256 of the files of the guidances' models, the shipped one and those in folders; hub ids speak for others."""
     folders = [model_folder(str(s.get(MODEL, OWN_GUIDANCES[kind]))) for kind, s in own_guidances(system)]
     return [weights_sha256(path) for folder in folders if folder for path in sorted(folder.rglob("*.safetensors"))]
+
+
+def stage_defaults(system: dict) -> list[dict]:
+    """Defaults that the stages go by where a configuration is silent: theirs, and those of the classes it names."""
+    own = {f.name: default_of(f) for f in fields(SystemConfig)}
+    kinds = [system.get(key, own[key]) for key in ("geometry_type", "renderer_type", "guidance_type")]
+    kinds += [extra.get("type") for extra in system.get("extra_guidances") or []]
+    classes = [getattr(host.find(kind), "Config", None) for kind in kinds if kind]
+    found = [{f.name: default_of(f) for f in fields(cls)} for cls in classes if is_dataclass(cls)]
+    return [{key: own[key] for key in STAGE_KEYS}, asdict(StageConfig()), *found]
+
+
+def default_of(field: Field) -> Any:
+    """A dataclass field's default as JSON takes it."""
+    made = field.default if field.default_factory is MISSING else field.default_factory()
+    return None if made is MISSING else json.loads(json.dumps(made, default=str))
 
 
 def weights_sha256(path: Path) -> str:

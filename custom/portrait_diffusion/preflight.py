@@ -1,10 +1,12 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
 
 from . import host
 from .errors import EnvironmentProblem, UsageError
+from .export.made_with import own_guidances
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .ops.backends import PACKAGES, missing
@@ -52,9 +54,12 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
         files.append(find_weights("alex"))
     if Schedule(config.system.stages).total:
         require("pytorch_lightning", extra="train", package="pytorch-lightning")
-        if config.system.guidance_type == "portrait-diffusion-hpdm-guidance":
+        for kind, section in own_guidances(vars(config.system)):
             require("diffusers", extra="hpdm")
-            check_model(config.system.guidance.get("pretrained_model_name_or_path", "bundled"))
+            if kind == "portrait-diffusion-hpdm-guidance":
+                check_model(section.get("pretrained_model_name_or_path", "bundled"))
+        for k, extra in enumerate(config.system.extra_guidances):
+            check_class(extra["type"], extra.get("guidance") or {}, f"system.extra_guidances[{k}]")
         check_cached(vars(config.system), source or config.name)
     return [(path.name, path.stat().st_size) for path in files]
 
@@ -70,9 +75,28 @@ def check_device(system: dict, device: torch.device) -> None:
         reason = missing(chosen, device) if chosen in PACKAGES else None
         if reason is not None:
             raise EnvironmentProblem(f"system.{section}.{key} '{chosen}' cannot be used: {reason}.")
-    for section, key in (("renderer", "cuda_graphs"), ("guidance", "cuda_graphs"), ("guidance", "compile")):
-        if system[section].get(key) and device.type != "cuda":
-            raise UsageError(f"system.{section}.{key} needs a GPU; set it to false to run on a CPU.")
+    wanted = [("renderer.cuda_graphs", system["renderer"].get("cuda_graphs"))]
+    for _, section in own_guidances(system):
+        wanted += [(f"guidance.{key}", section.get(key)) for key in ("cuda_graphs", "compile")]
+    for key, chosen in wanted:
+        if chosen and device.type != "cuda":
+            raise UsageError(f"system.{key} needs a GPU; set it to false to run on a CPU.")
+    if any(chosen for key, chosen in wanted if key == "guidance.compile"):
+        reason = missing("triton", device)  # which torch.compile takes
+        if reason is not None:
+            raise EnvironmentProblem(f"system.guidance.compile cannot be used: {reason}.")
+
+
+def check_class(name: str, section: dict, place: str) -> None:
+    """Look whether a class is registered and has the keys of a section. Raises: UsageError."""
+    try:
+        config = getattr(host.find(name), "Config", None)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{place}.type: no class is registered as '{name}'.") from error
+    known = {f.name for f in fields(config)} if is_dataclass(config) else set(section)
+    unknown = sorted(map(str, set(section) - known))
+    if unknown:
+        raise UsageError(f"{place}.guidance has no key '{unknown[0]}'; there are {', '.join(sorted(known))}.")
 
 
 def check_prior_files(prior: PriorConfig) -> tuple[Path, ...]:

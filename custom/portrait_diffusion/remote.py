@@ -10,14 +10,15 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 
 from .errors import EnvironmentProblem, UsageError
-from .export.made_with import is_hub_id, named_models, own_guidances
+from .export.made_with import named_models, own_guidances
+from .files import leads_out
 from .schema import MAX_BYTES, parse_yaml
 from .visible import escaped, find_hidden
 
@@ -205,10 +206,7 @@ def outside_paths(config: Any, folder: Path | None = None) -> Iterator[tuple[str
 
 
 def _leads_out(text: str, folder: Path) -> bool:
-    windows = PureWindowsPath(text)
-    if "\0" in text or PurePosixPath(text).is_absolute() or windows.drive or windows.root:
-        return True
-    if ".." in windows.parts or re.match(r"~[\w.-]*([/\\]|$)", text) or re.match(r"file:", text, re.IGNORECASE):
+    if leads_out(text):
         return True
     try:
         return len(text) < 1000 and not (folder / text).resolve().is_relative_to(folder)
@@ -229,7 +227,7 @@ def check_offline(config: dict[str, Any], origin: str) -> None:
     """Raises: UsageError for a configuration whose guidance may fetch public models while it runs."""
     for kind, section in own_guidances(config.get("system") or {}):
         named = named_models({"guidance_type": kind, "guidance": section})
-        public = sorted({text for *_, text in named if is_hub_id(text)})
+        public = sorted({text for *_, text in named if text != "bundled" and not Path(text).exists()})
         if public and section.get("offline") is not True:
             raise UsageError(
                 f"{origin}: the guidance with {', '.join(public)} lacks 'offline: true', and a shared configuration "

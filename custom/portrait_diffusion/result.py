@@ -62,8 +62,11 @@ class PortraitResult:
         return FieldFns(self.geometry.forward_density, colour)
 
     def field_id(self) -> str:
-        """Hash of everything that determines the head."""
+        """Hash of everything that determines the head and its pictures."""
         digest = hashlib.sha256()
+        system = self.raw_config.get("system", {})
+        shown = {key: system.get(key) for key in ("geometry_type", "geometry", "renderer_type", "renderer")}
+        digest.update(json.dumps(shown, sort_keys=True).encode())
         for name, value in sorted(self.geometry.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

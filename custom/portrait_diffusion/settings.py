@@ -13,7 +13,7 @@ from .export.made_with import version_differences
 from .inversion.config import InversionConfig
 from .inversion.published_config import PublishedFitConfig
 from .priors.published.sizes import FAMILIES
-from .systems.stages import Schedule, check_facing
+from .systems.stages import Schedule, check_extras, check_facing
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
 
@@ -122,6 +122,7 @@ class SystemConfig:
                 "use --config portrait-init, which has none"
             )
         check_facing(self.preservation_facing)
+        check_extras(self.extra_guidances)
 
 
 @dataclass

@@ -48,6 +48,14 @@ def test_what_a_file_says_wrongly_is_told_of_the_file(folder, capsys):
         ("system.geometry_type=portrait-diffusion-triplan", "nearest valid name is 'portrait-diffusion-triplane'"),
         ("system.renderer_type=portrait-diffusion-volum", "name is 'portrait-diffusion-volume-renderer'"),
         ("system.inversion.latent_steps=-1", "latent_steps"),
+        ("system.stages.restore.loss.lambda_magic=1", "loss has no 'lambda_magic'"),
+        ("system.stages.restore.steps=2.5", "steps must be a whole number"),
+        ("system.stages.restore.known_azimuths=5", "known_azimuths must be a list"),
+        ("system.extra_guidances=[a]", "extra_guidances[0] must be a section with a type"),
+        ("system.extra_guidances=[{type: x, wait: 1}]", "extra_guidances[0] has no key 'wait'"),
+        ("system.extra_guidances=[{type: x, stages: [last]}]", "extra_guidances[0].stages has no 'last'"),
+        ("system.extra_guidances=[{type: no-guidance}]", "no class is registered as 'no-guidance'"),
+        ("system.extra_guidances=[{type: portrait-diffusion-hpdm-guidance, guidance: {sead: 1}}]", "no key 'sead'"),
         ("system.renderer.num_samples_per_ray=many", "system.renderer.num_samples_per_ray"),
         ("system.exporter.mesh.resolution=${nothing}", "system.exporter.mesh.resolution"),
     ],
@@ -151,8 +159,10 @@ def test_a_missing_weights_file_is_found_before_the_run(folder, capsys):
         ("system.renderer.cuda_graphs=true", 2, "system.renderer.cuda_graphs needs a GPU"),
         ("system.guidance.cuda_graphs=true", 2, "system.guidance.cuda_graphs needs a GPU"),
         ("system.guidance.compile=true", 2, "system.guidance.compile needs a GPU"),
+        ("system.extra_guidances=[{type: portrait-diffusion-hpdm-guidance, guidance: {compile: true}}]", 2,
+         "guidance.compile needs a GPU"),
     ],
-)
+)  # fmt: skip
 def test_what_the_device_cannot_do_is_found_before_the_run(folder, capsys, monkeypatch, override, code, expected):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for last in ([], ["--dry-run"]):

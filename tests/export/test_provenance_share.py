@@ -114,6 +114,11 @@ def test_share_round_trip(tmp_path):
     assert CONFIG["system"]["lr"] == 0.01  # the input stays as it was
 
 
+def test_a_description_stays_as_it_is():
+    text = "~3 minutes on a laptop/desktop, for photos/selfies, see /docs"
+    assert shareable_config({"description": text}) == ({"description": text}, [])
+
+
 def test_same_config_gives_the_same_file(tmp_path):
     write_share(tmp_path / "a.yaml", CONFIG)
     write_share(tmp_path / "b.yaml", {**CONFIG, "timestamp": "@another"})
@@ -130,6 +135,12 @@ def test_same_config_gives_the_same_file(tmp_path):
         ("../private/me.jpg", "me.jpg", True),
         ("{base}/photos/../../private/me.jpg", "me.jpg", True),
         ("photos/..", "", True),
+        ("C:me.png", "me.png", True),
+        ("\\me.png", "me.png", True),
+        ("file:x", "", True),
+        ("~", "", True),
+        ("/", "", True),
+        ("~3 minutes for a photo", "~3 minutes for a photo", False),
         ("and so on...", "and so on...", False),
         ("photos/me.jpg", "photos/me.jpg", False),
         ("a prompt / with a slash", "a prompt / with a slash", False),

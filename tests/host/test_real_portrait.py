@@ -24,7 +24,7 @@ SMALL = [
     "system.stages.restore.max_step_percent=0.5", "system.stages.refine.resolution=[16]",
     "system.stages.refine.milestones=[]", "system.stages.refine.loss.lambda_perceptual=0",
     "system.stages.refine.reference_every=3", "system.stages.refine.max_step_percent=[0,0.5,0.2,4]",
-    "data.eval_size=32", "data.n_val_views=2", "data.n_test_views=2", "trainer.max_steps=6",
+    "data.eval_size=32", "data.n_val_views=2", "data.n_test_views=2",
     "trainer.val_check_interval=2", "checkpoint.every_n_train_steps=3", "system.exporter.render_size=16",
     "system.exporter.mesh.resolution=48", "system.exporter.mesh.target_faces=1000",
     "system.exporter.bake.texture_size=64", "system.exporter.turntable.frames=3",

@@ -275,7 +275,7 @@ def test_missing_public_models_are_named_before_the_photo_is_fitted(data, model,
 
 
 def test_losses_that_do_not_exist_are_named(model):
-    with pytest.raises(UsageError, match="system.stages.refine.loss has no 'lambda_magic'"):
+    with pytest.raises(UsageError, match="system.stages.refine: loss has no 'lambda_magic'"):
         make(model, {"refine": {"steps": 1, "loss": {"lambda_magic": 1.0}}})
 
 
@@ -307,6 +307,35 @@ def test_other_guidances_mix_in_by_stage(data, model, head, monkeypatch):
     assert Grey.calls == 1, "of the refining steps 0, 1, 2 every second shows the photo"
     weighted = logged["train/guidance_extra0_loss_sds"]
     assert weighted > 0 and "train/guidance_loss_sds" not in logged
+
+
+def test_noise_of_another_guidance_goes_on_where_it_was(data, model, head, monkeypatch, tmp_path):
+    extra = {"type": "portrait-diffusion-hpdm-guidance", "stages": ["restore", "refine"], "weight": 0.5,
+             "guidance": {"pretrained_model_name_or_path": model,
+                          "noise_sampler_type": "portrait-diffusion-object-noise"}}  # fmt: skip
+
+    def started(resumed=False):
+        system = PortraitSystem(section(model, extra_guidances=[extra]), resumed=resumed)
+        monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+        return system
+
+    whole = started()
+    fit(whole, data, 6)
+    fit(started(), data, 4).save_checkpoint(tmp_path / "four.ckpt")
+    second = started(resumed=True)
+    fit(second, data, 6, checkpoint=str(tmp_path / "four.ckpt"))
+    assert torch.equal(whole.geometry.restoration, second.geometry.restoration)
+
+
+def test_a_host_that_goes_on_after_the_stages_is_warned_and_cleans_once(data, model, head, monkeypatch, caplog):
+    stages = {"restore": STAGES["restore"] | {"remove_floaters": True}}
+    system = make(model, stages)
+    monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
+    cleaned, told = [], []
+    system.geometry.remove_floaters = lambda: cleaned.append(system.true_global_step)
+    monkeypatch.setattr("portrait_diffusion.systems.portrait.warn", told.append)
+    fit(system, data, 5)
+    assert len(cleaned) == 1 and len(told) == 1 and "trainer.max_steps is 5, but the stages have 3 steps" in told[0]
 
 
 def test_mvnrs_gets_its_geometry_and_the_photo_is_among_the_known_views(data, model, head, monkeypatch):

@@ -14,7 +14,7 @@ OWN_GUIDANCES = {
     "portrait-diffusion-sd-guidance": getattr(SDGuidance.Config, MODEL),
 }
 """Guidances whose model may be a hub id with a revision, ``user/name@revision``, and the model they take unasked."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_hub_id(text: Any) -> bool:
@@ -28,7 +28,8 @@ def own_guidances(system: Mapping[str, Any]) -> list[tuple[str, dict]]:
     A class that is mixed from several (``main:a,b``) counts as the first one of them that is ours.
     """
     found = [(system.get("guidance_type"), system.get("guidance"))]
-    found += [(extra.get("type"), extra.get("guidance")) for extra in system.get("extra_guidances") or []]
+    extras = [extra for extra in system.get("extra_guidances") or [] if isinstance(extra, Mapping)]
+    found += [(extra.get("type"), extra.get("guidance")) for extra in extras]
     named = [(next((part for part in re.split("[:,]", str(kind)) if part in OWN_GUIDANCES), ""), section or {})
              for kind, section in found]  # fmt: skip
     return [(kind, section) for kind, section in named if kind and isinstance(section, dict)]
@@ -45,7 +46,8 @@ def named_models(system: Mapping[str, Any]) -> list[tuple[dict, str, str, str]]:
         found.append((section, MODEL, "base", base))
         if is_own_model(str(base)):
             continue
-        found += [(control, "path", "controlnet", control.get("path")) for control in section.get("controlnets") or []]
+        controls = [control for control in section.get("controlnets") or [] if isinstance(control, dict)]
+        found += [(control, "path", "controlnet", control.get("path")) for control in controls]
         found.append((section, "vae", "vae", section.get("vae")))
     return [entry for entry in found if isinstance(entry[-1], str) and entry[-1]]
 

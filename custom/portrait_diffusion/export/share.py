@@ -1,40 +1,33 @@
 """share.yaml: the configuration with its overrides, fit to be given away - no timestamp, no paths that lead out."""
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ..files import write_text
+from ..files import leads_out, write_text
 from .made_with import made_with, pin_revisions
 
 RUN_KEYS = ("timestamp", "use_timestamp", "trial_name", "trial_dir", "exp_dir", "n_gpus", "resume")
 """Top-level keys that name one run, not the experiment."""
 
 
-def _leads_out(text: str) -> bool:
-    windows = PureWindowsPath(text)
-    if PurePosixPath(text).is_absolute() or windows.is_absolute() or text.startswith("~"):
-        return True
-    return ".." in windows.parts  # whoever fetches it from a URL would be refused, too (remote.check_paths)
-
-
 def _shareable(value: Any, base: Path, where: str, cut: list[str]) -> Any:
-    """A copy with absolute paths below ``base`` made relative; other absolute ones, and those with ``..``, are cut to
-    their last part (noted in ``cut``)."""
+    """A copy with absolute paths below ``base`` made relative; others that lead out, which a fetched configuration may
+    not (`remote.check_paths`), are cut to their last part and noted in ``cut``."""
     if isinstance(value, Mapping):
         return {str(k): _shareable(v, base, f"{where}.{k}" if where else str(k), cut) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_shareable(v, base, f"{where}[{i}]", cut) for i, v in enumerate(value)]
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and len(value) > 1 and "\n" not in value and _leads_out(value):
+    if isinstance(value, str) and where != "description" and leads_out(value):
         path, name = Path(value), PureWindowsPath(value).name  # splits at both kinds of slash
         if path.is_absolute() and path.is_relative_to(base) and ".." not in path.parts:
             return path.relative_to(base).as_posix()
         cut.append(where)
-        return "" if name == ".." else name
+        return "" if name == ".." or leads_out(name) else name
     return value
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.portrait import camera_batch
 from ..errors import UsageError
-from ..host import BaseLift3DSystem, C, config_to_primitive, find, register, update_if_possible
+from ..host import BaseLift3DSystem, C, config_to_primitive, find, register, update_if_possible, warn
 from ..inversion.camera import PhotoCamera
 from ..inversion.config import InversionConfig
 from ..inversion.engine import Inversion
@@ -33,23 +33,11 @@ from . import losses
 from .describe import describe_head, write_settings
 from .painting import Painted, look_around, painting_losses, rows_of
 from .preservation import restoration_gate
-from .stages import Schedule, check_facing
+from .stages import ExtraGuidance, Schedule, check_facing
 
 OWN_RENDERER = "portrait-diffusion-volume-renderer"
 FOOTPRINT = 2
 """Rays along each side of a latent pixel in the depths that a noise sampler asks for, whose anchors are many."""
-
-
-@dataclass
-class ExtraGuidance:
-    """Another guidance beside the system's own, with its own prompts."""
-
-    type: str = ""  # registered name
-    guidance: dict = field(default_factory=dict)  # keys of that class
-    weight: Any = 1.0  # of its losses, a schedule of the stage's own steps
-    stages: list = field(default_factory=lambda: ["refine"])  # in which it is asked
-    prompt_processor_type: str = ""  # registered name; empty is none
-    prompt_processor: dict = field(default_factory=dict)  # keys of that class
 
 
 @register("portrait-diffusion-system")
@@ -82,7 +70,6 @@ class PortraitSystem(BaseLift3DSystem):
         kind = config_to_primitive(self.cfg.prior).get("type", "bundled")
         if kind != "bundled":
             raise UsageError(f"portrait-diffusion-system starts from the bundled prior; system.prior.type is '{kind}'.")
-        self._check_losses()
         check_facing(self.cfg.preservation_facing)
         self._inversion = InversionConfig(**plain["inversion"])
         if self.cfg.init:
@@ -133,15 +120,6 @@ class PortraitSystem(BaseLift3DSystem):
         super().on_train_batch_end(*args, **kwargs)
         self._read_losses()
 
-    def _check_losses(self) -> None:
-        known = {f"lambda_{name}" for name in losses.known_names()}
-        for name, stage in self.schedule.stages.items():
-            for key in stage.loss:
-                if key not in known:
-                    raise UsageError(
-                        f"system.stages.{name}.loss has no '{key}'; there are {', '.join(sorted(known))}."
-                    )
-
     def prior_files(self) -> tuple[Path, Path]:
         """Weight files of generator and encoder."""
         return prior_files(self.cfg.prior.get("checkpoint"), self.cfg.prior.get("encoder"))
@@ -161,6 +139,11 @@ class PortraitSystem(BaseLift3DSystem):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.settings = write_settings(self)
+        if self.trainer.max_steps > self.schedule.total > 0:
+            warn(
+                f"trainer.max_steps is {self.trainer.max_steps}, but the stages have {self.schedule.total} steps: "
+                "those after them repeat the last one."
+            )
         photo = self._photo()
         if photo is not None:
             self._target = target_from_photo(photo.rgb, photo.alpha, photo.valid, max(128, self._inversion.detail_size))
@@ -183,6 +166,10 @@ class PortraitSystem(BaseLift3DSystem):
             (extra, find(extra.type)(extra.guidance), self._prompt(extra.prompt_processor_type, extra.prompt_processor))
             for extra in extras
         ]
+        if self._saved is not None:
+            for (_, guidance, _), state in zip(self._others, self._saved.get("others") or []):
+                if state is not None:
+                    guidance.load_state_dict(state)
 
     def _check_models(self) -> None:
         """Missing public models are named before minutes of fitting, where the guidance may not get them itself."""
@@ -249,8 +236,9 @@ class PortraitSystem(BaseLift3DSystem):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Also the end of a stage, which belongs to its last step: the checkpoint that follows holds it."""
         place = self.schedule.at(self.true_global_step)
+        last = self.true_global_step + 1 == place.start + place.stage.steps  # once, also where a host goes on after it
         super().optimizer_step(*args, **kwargs)
-        if place.stage.remove_floaters and place.step + 1 == place.stage.steps:
+        if place.stage.remove_floaters and last:
             self.geometry.remove_floaters()
 
     def preprocess_data(self, batch: Any, stage: str) -> None:
@@ -433,7 +421,9 @@ class PortraitSystem(BaseLift3DSystem):
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
             painted = None if self._painted is None else dict(vars(self._painted))
-            state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted}
+            others = [guidance.state_dict() if hasattr(guidance, "noise_sampler") else None
+                      for _, guidance, _ in self._others]  # fmt: skip
+            state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted, "others": others}
             checkpoint["portrait"] |= state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

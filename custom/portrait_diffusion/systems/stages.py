@@ -1,12 +1,16 @@
 """What the stages after the initialization are: how long, which cameras, losses and guidance, by global step."""
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import UsageError
+from .losses import known_names
 
 STAGES = ("restore", "refine")
 """Stages that take training steps, in order; the initialization comes before step 0."""
 PAIRS = ("neighbours", "antipodal", "independent")
+LOSSES = tuple(sorted(f"lambda_{name}" for name in known_names()))
+"""Keys of a stage's `loss`."""
 
 
 def check_facing(fade: list) -> None:
@@ -68,6 +72,8 @@ class StageConfig:
                           ("paint_steps", 1)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} must be a whole number; got {getattr(self, name)!r}.")
         for name in ("keep_samples", "remove_floaters"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false; got {getattr(self, name)!r}.")
@@ -78,6 +84,12 @@ class StageConfig:
                 f"milestones must be {len(self.resolution) - 1} rising steps, one fewer than resolution has sizes; got "
                 f"{list(self.milestones)}."
             )
+        listed = isinstance(self.known_azimuths, Sequence) and not isinstance(self.known_azimuths, str)
+        if not listed or not isinstance(self.loss, Mapping):
+            raise UsageError("known_azimuths must be a list of degrees, loss a section of lambda_NAME: weight.")
+        for key in self.loss:
+            if key not in LOSSES:
+                raise UsageError(f"loss has no '{key}'; there are {', '.join(LOSSES)}.")
         ranges = [*self.azimuths, self.elevations, self.pair_deg]
         if not self.azimuths or any(len(r) != 2 or r[0] > r[1] for r in ranges):
             raise UsageError("azimuths must be a list of [low, high], elevations and pair_deg one [low, high] each.")
@@ -89,6 +101,33 @@ class StageConfig:
     def shows_photo(self, step: int) -> bool:
         """Whether a step of the stage shows the photo's own view."""
         return self.reference_every > 0 and step % self.reference_every == 0
+
+
+@dataclass
+class ExtraGuidance:
+    """Another guidance beside the system's own, with its own prompts."""
+
+    type: str = ""  # registered name
+    guidance: dict = field(default_factory=dict)  # keys of that class
+    weight: Any = 1.0  # of its losses, a schedule of the stage's own steps
+    stages: list = field(default_factory=lambda: ["refine"])  # in which it is asked
+    prompt_processor_type: str = ""  # registered name; empty is none
+    prompt_processor: dict = field(default_factory=dict)  # keys of that class
+
+
+def check_extras(extras: list) -> None:
+    """Raise UsageError for a section of `extra_guidances` that is none, names no class, or has unknown keys."""
+    keys = {f.name for f in fields(ExtraGuidance)}
+    for k, extra in enumerate(extras):
+        place = f"extra_guidances[{k}]"
+        if not isinstance(extra, Mapping) or not extra.get("type"):
+            raise UsageError(f"{place} must be a section with a type, the registered name of a guidance.")
+        unknown = sorted(map(str, set(extra) - keys))
+        if unknown:
+            raise UsageError(f"{place} has no key '{unknown[0]}'; there are {', '.join(sorted(keys))}.")
+        other = sorted(set(extra.get("stages") or []) - set(STAGES))
+        if other:
+            raise UsageError(f"{place}.stages has no '{other[0]}'; there are {', '.join(STAGES)}.")
 
 
 @dataclass
