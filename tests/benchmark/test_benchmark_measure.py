@@ -54,7 +54,7 @@ def test_the_truth_itself_is_perfect(perfect):
         assert perfect[f"psnr_db.{name}"] is None, "infinite: missing, not a number"
     assert perfect["chamfer"] == pytest.approx(0, abs=1e-6) and perfect["f1"] == 1
     assert perfect["self_warp_30"] == perfect["truth_warp_30"] < 0.05 and perfect["flicker_back"] < 0.01
-    assert perfect["janus_rate"] == 0
+    assert perfect["janus_rate"] == 0 and perfect["chroma_noise"] == perfect["chroma_noise_truth"]
 
 
 def test_what_cannot_be_known_is_missing_and_never_zero(perfect):

@@ -100,6 +100,27 @@ def test_laplacian_variance_of_a_sinusoid():
     assert m.laplacian_variance_ratio(sinusoid(1 / 8, 0.5, 130), wave).item() == pytest.approx(0.25)
 
 
+def test_specks_of_colour_are_those_of_chroma_alone():
+    """Grey pictures have none, however sharp; a red wave has that of its chroma: weights 1 - r, -r, -r of its own."""
+    wave = sinusoid(1 / 8, size=130)[:, :1]
+    assert m.chroma_noise(wave.expand(1, 3, -1, -1)).item() == pytest.approx(0, abs=1e-12)
+    ramp = torch.linspace(0, 1, 32, dtype=torch.float64).expand(1, 1, 32, 32)
+    assert m.chroma_noise(torch.cat([ramp, 0 * ramp, 1 - ramp], 1)).item() == pytest.approx(0, abs=1e-12)
+    red = torch.cat([wave, 0 * wave, 0 * wave], 1)
+    weight = 0.299
+    chroma = ((1 - weight) ** 2 + 2 * weight**2) / 3
+    expected = math.sqrt(m.laplacian_variance(wave).item() * chroma)
+    assert m.chroma_noise(red).item() == pytest.approx(expected, rel=1e-3)
+    mask = torch.zeros_like(wave)
+    mask[..., 20:40, 20:40] = 1
+    outside = red * (1 - mask) + 0.5 * mask
+    assert m.chroma_noise(outside, mask).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(UsageError, match="3 channels"):
+        m.chroma_noise(wave)
+    with pytest.raises(UsageError, match="too thin"):
+        m.chroma_noise(red, (torch.arange(130) == 5).to(wave).expand_as(wave))
+
+
 def test_the_silhouette_is_not_read_as_detail():
     flat = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
     flat[..., 8:24, 8:24] = 1

@@ -34,6 +34,8 @@ FACE_DEG = 75.0
 """Azimuth up to which identities and facial landmarks are compared: beyond it recognisers tell little."""
 LEAST_HAIR = 0.01
 """Share of a picture that hair covers at least where hair is compared."""
+LEAST_SPECK_PIXELS = 100
+"""Pixels inside an outline from which on a view's specks count."""
 WARP_DEG = (15, 30)
 SURFACE_POINTS = 100000
 """Of a head, about a millimetre apart: distances below that tell nothing."""
@@ -327,7 +329,8 @@ def head_metrics(render: RenderFn, true: Truth, nets: Nets, frames: int) -> tupl
     out |= consistency_metrics(made, cameras, nets, true.pictures.depth)
     out |= film_metrics(render, size, frames, cameras.c2w.device)
     out |= surface_distance(surface_points(made.depth, cameras), surface_points(true.pictures.depth, cameras))
-    out |= behind_metrics(made.rgb, cameras)
+    out |= behind_metrics(made.rgb, cameras) | speck_metrics(made, cameras)
+    out["chroma_noise_truth"] = speck_metrics(true.pictures, cameras)["chroma_noise"]
     return finite(out, nets.reasons), made
 
 
@@ -364,6 +367,21 @@ def behind_metrics(rgb: Tensor, cameras: Cameras) -> dict[str, float]:
     rows = {a: k for a, k in cameras.level().items() if BACK_AZIMUTH_DEG < a < 360 - BACK_AZIMUTH_DEG}
     scores = behind_scores([_hwc(rgb[k]) for k in rows.values()], list(rows))
     return {"janus_rate": janus_rate(scores), "janus_score": max(scores)}
+
+
+def speck_metrics(made: Pictures, cameras: Cameras) -> dict[str, float]:
+    """``chroma_noise``: coloured specks in the level views beyond 30 degrees, which no photo shows, in levels of 255.
+
+    Within the head's own outline, 3 pixels in. What is right depends on hair and clothes: compare with the truth's, or
+    with other heads of the same photo.
+    """
+    rows = [k for a, k in cameras.level().items() if min(a, 360 - a) > BINS["front"][1]]
+    alpha = made.alpha[rows]
+    inside = 1 - F.max_pool2d((alpha < 0.95).to(alpha), 7, stride=1, padding=3)
+    there = inside.sum(dim=(1, 2, 3)) > LEAST_SPECK_PIXELS
+    if not bool(there.any()):
+        return {"chroma_noise": math.nan}
+    return {"chroma_noise": 255 * float(image.chroma_noise(made.rgb[rows][there], inside[there]).mean())}
 
 
 def finite(values: dict, reasons: dict[str, str]) -> dict:

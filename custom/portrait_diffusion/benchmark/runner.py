@@ -27,7 +27,7 @@ from .measure import Scope
 from .records import Item, available_cores, commit, digest, find_photos, read_record, record_path
 from .truth import check_group, group_of, set_hash, shard
 
-MEASURES = 3
+MEASURES = 4
 """Increase when the same head gives other numbers."""
 HEAD_DONE = re.compile(r": (ok|refused|failed), [\d.]+ s$")
 """What a process says of a head that it has made."""

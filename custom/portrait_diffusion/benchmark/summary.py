@@ -25,6 +25,7 @@ OTHERS = {
     "stlpips_vgg.unseen": ("ST-LPIPS VGG unseen", -1, 3), "iou.unseen": ("IoU unseen", 1, 3),
     "depth_mm.unseen": ("depth unseen mm", -1, 1), "landmarks.side": ("landmarks side", -1, 3),
     "laplacian_ratio.unseen": ("Laplacian ratio unseen", 0, 2), "band_ratio_3.unseen": ("top band ratio unseen", 0, 2),
+    "chroma_noise": ("colour specks", -1, 2), "chroma_noise_truth": ("those of the truth", 0, 2),
     "flicker_front": ("flicker front", -1, 4), "flicker_back": ("flicker back", -1, 4), "pose_deg": ("pose °", -1, 1),
     "fd_efflite0": ("FD EffLite0", -1, 1), "clip_i.unseen": ("CLIP-I unseen", 1, 4),
     "arcface_id.side": ("ID side", 1, 3), "dlib_l2.side": ("dlib L2 side", -1, 2),
@@ -39,8 +40,9 @@ PHOTO_PRIMARY = {
 """What rungs are compared in on photos, which have no truth."""
 PHOTO_OTHERS = {
     "dlib_l2.front": ("dlib L2 front", -1, 2), "dlib_l2.plus30": ("dlib L2 +30°", -1, 2),
-    "dlib_l2.minus30": ("dlib L2 −30°", -1, 2), "flicker_front": OTHERS["flicker_front"],
-    "flicker_back": OTHERS["flicker_back"], "lpips": ("LPIPS of the photo", -1, 3), "clip_i": ("CLIP-I", 1, 4),
+    "dlib_l2.minus30": ("dlib L2 −30°", -1, 2), "chroma_noise": OTHERS["chroma_noise"],
+    "flicker_front": OTHERS["flicker_front"], "flicker_back": OTHERS["flicker_back"],
+    "lpips": ("LPIPS of the photo", -1, 3), "clip_i": ("CLIP-I", 1, 4),
     "arcface_id.front": ("ID front", 1, 3), "arcface_id.plus30": ("ID +30°", 1, 3),
     "arcface_id.minus30": ("ID −30°", 1, 3),
 }  # fmt: skip

@@ -37,6 +37,7 @@ from .measure import (
     photo_metrics,
     photo_view,
     render_views,
+    speck_metrics,
 )
 from .records import Item, write_record
 from .truth import Cameras, Pictures, Truth, load_truth
@@ -167,7 +168,7 @@ class Job:
                 found[f"photo_{name}"] = found.pop(name)
             made = render_views(result.render_fn, cameras, self.size)
             found |= likeness_metrics(made, *photo_view(result, self.size)[:2], cameras, self.nets)
-            found |= consistency_metrics(made, cameras, self.nets)
+            found |= consistency_metrics(made, cameras, self.nets) | speck_metrics(made, cameras)
             metrics = finite(found | film_metrics(result.render_fn, self.size, self.scope.film, self.device), reasons)
         self._keep(made, cameras, f"{rung}-s{self.seed}")
         prepared, shown = result.prepared, self.renders / "input.png"

@@ -119,6 +119,20 @@ def _luma(image: Tensor) -> Tensor:
     return (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def _laplacian(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """4-neighbour Laplacian of each channel, (B,C,H-2,W-2), and where it counts, (B,1,H-2,W-2); None is everywhere."""
+    kernel = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
+    channels = image.shape[1]
+    response = F.conv2d(image, kernel.expand(channels, 1, 3, 3), groups=channels)
+    if mask is None:
+        return response, None
+    outside = (mask <= 0.5).to(image.dtype)
+    inside = (F.conv2d(outside, (kernel != 0).to(image.dtype)) == 0).to(image.dtype).expand(len(image), -1, -1, -1)
+    if bool((inside.flatten(1).sum(1) < 2).any()):
+        raise UsageError("The mask is too thin for a sharpness measure: no pixel has all four neighbours inside it.")
+    return response, inside
+
+
 def laplacian_variance(image: Tensor, mask: Tensor | None = None) -> Tensor:
     """Variance of the 4-neighbour Laplacian of the luma inside the image: (B,), a classic focus measure.
 
@@ -127,14 +141,7 @@ def laplacian_variance(image: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises: UsageError when fewer than two such pixels exist.
     """
     _check_pair(image, image, mask)
-    kernel = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
-    response = F.conv2d(_luma(image), kernel)
-    if mask is None:
-        return response.flatten(1).var(1, correction=0)
-    outside = (mask <= 0.5).to(image.dtype)
-    inside = (F.conv2d(outside, (kernel != 0).to(image.dtype)) == 0).to(image.dtype).expand_as(response)
-    if bool((inside.flatten(1).sum(1) < 2).any()):
-        raise UsageError("The mask is too thin for a sharpness measure: no pixel has all four neighbours inside it.")
+    response, inside = _laplacian(_luma(image), mask)
     mean = _weighted_mean(response, inside).view(-1, 1, 1, 1)
     return _weighted_mean((response - mean).square(), inside)
 
@@ -143,6 +150,19 @@ def laplacian_variance_ratio(render: Tensor, truth: Tensor, mask: Tensor | None 
     """Laplacian variance of the render divided by that of the truth: (B,); 1 = equally sharp, below 1 = blurrier."""
     _check_pair(render, truth, mask)
     return laplacian_variance(render, mask) / laplacian_variance(truth, mask)
+
+
+def chroma_noise(image: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Root mean square of the 4-neighbour Laplacian of the colours less their luma: (B,); 0 for grey, 0 for a ramp.
+
+    Coloured specks, to which measures of luma are blind and learned distances nearly so. Pixels count as for
+    `laplacian_variance`. Raises: UsageError when there are fewer than two of them, or other than 3 channels.
+    """
+    _check_pair(image, image, mask)
+    if image.shape[1] != 3:
+        raise UsageError(f"Specks of colour need 3 channels; got {image.shape[1]}.")
+    response, inside = _laplacian(image - _luma(image), mask)
+    return _weighted_mean(response.square(), inside).sqrt()
 
 
 def _spectral_window(image: Tensor, mask: Tensor | None) -> Tensor:
