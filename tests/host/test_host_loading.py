@@ -122,7 +122,7 @@ REPORT = "print('NAMES', sorted(threestudio.__modules__))\n"
 
 def _light_package(folder: Path) -> Path:
     """The package with its real host glue and torch-free registering modules."""
-    for name in ("__init__.py", "host.py", "errors.py", "optional.py"):
+    for name in ("__init__.py", "host.py", "errors.py", "optional.py", "references.py"):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / name)
     parts = {"geometry/triplane": GEOMETRY, "guidance/hpdm_guidance": GUIDANCE, "noise/samplers": NOISE,

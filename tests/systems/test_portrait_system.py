@@ -315,7 +315,7 @@ def test_noise_of_another_guidance_goes_on_where_it_was(data, model, head, monke
                           "noise_sampler_type": "portrait-diffusion-object-noise"}}  # fmt: skip
 
     def started(resumed=False):
-        system = PortraitSystem(section(model, extra_guidances=[extra]), resumed=resumed)
+        system = PortraitSystem(section(model, extra_guidances=[extra], guidance_type=""), resumed=resumed)
         monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))
         return system
 

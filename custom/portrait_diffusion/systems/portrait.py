@@ -88,6 +88,7 @@ class PortraitSystem(BaseLift3DSystem):
         self.on_paint: Callable[[int, int], None] = lambda done, total: None  # a look around takes long
         self._kept: dict[tuple, list[KeptRays]] = {}
         self._saved: dict | None = None
+        self._saved_others: list = []
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
         self._unread: tuple[str, dict[str, Tensor]] | None = None
@@ -166,10 +167,9 @@ class PortraitSystem(BaseLift3DSystem):
             (extra, find(extra.type)(extra.guidance), self._prompt(extra.prompt_processor_type, extra.prompt_processor))
             for extra in extras
         ]
-        if self._saved is not None:
-            for (_, guidance, _), state in zip(self._others, self._saved.get("others") or []):
-                if state is not None:
-                    guidance.load_state_dict(state)
+        for (_, guidance, _), state in zip(self._others, self._saved_others):
+            if state is not None:
+                guidance.load_state_dict(state)
 
     def _check_models(self) -> None:
         """Missing public models are named before minutes of fitting, where the guidance may not get them itself."""
@@ -417,20 +417,20 @@ class PortraitSystem(BaseLift3DSystem):
         """What a guidance keeps between steps belongs to the run, and so do its settings; ST-LPIPS does not."""
         without_perceptual(checkpoint)
         self._read_losses()
-        checkpoint["portrait"] = {"settings": self.settings, "curves": self.curves}
+        others = [guidance.state_dict() if hasattr(guidance, "noise_sampler") else None
+                  for _, guidance, _ in getattr(self, "_others", [])]  # fmt: skip
+        checkpoint["portrait"] = {"settings": self.settings, "curves": self.curves, "others": others}
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None
             painted = None if self._painted is None else dict(vars(self._painted))
-            others = [guidance.state_dict() if hasattr(guidance, "noise_sampler") else None
-                      for _, guidance, _ in self._others]  # fmt: skip
-            state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted, "others": others}
+            state = {"guidance": self.guidance.state_dict(), "known_at": known, "painted": painted}
             checkpoint["portrait"] |= state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         without_perceptual(checkpoint)
         found = checkpoint.get("portrait") or {}
         self.settings, self.curves = found.get("settings") or {}, found.get("curves") or {}
-        self._saved = found if "guidance" in found else None
+        self._saved, self._saved_others = found if "guidance" in found else None, found.get("others") or []
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
