@@ -1,8 +1,8 @@
 """Everything a run needs, checked before the first second of work is spent: packages, model files, weights."""
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from . import host
 from .errors import EnvironmentProblem, UsageError
@@ -11,6 +11,7 @@ from .guidance.hpdm_guidance import check_model
 from .models import check_cached
 from .ops.backends import PACKAGES, missing
 from .optional import require
+from .schema import check_class
 from .settings import PipelineConfig, PriorConfig, prior_paths
 from .systems.stages import Schedule
 
@@ -59,7 +60,8 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
             if kind == "portrait-diffusion-hpdm-guidance":
                 check_model(section.get("pretrained_model_name_or_path", "bundled"))
         for k, extra in enumerate(config.system.extra_guidances):
-            check_class(extra["type"], extra.get("guidance") or {}, f"system.extra_guidances[{k}]")
+            values, place = OmegaConf.create(extra.get("guidance") or {}), f"system.extra_guidances[{k}]"
+            check_class(extra["type"], values, source or config.name, f"{place}.type", f"{place}.guidance")
         check_cached(vars(config.system), source or config.name)
     return [(path.name, path.stat().st_size) for path in files]
 
@@ -85,18 +87,6 @@ def check_device(system: dict, device: torch.device) -> None:
         reason = missing("triton", device)  # which torch.compile takes
         if reason is not None:
             raise EnvironmentProblem(f"system.guidance.compile cannot be used: {reason}.")
-
-
-def check_class(name: str, section: dict, place: str) -> None:
-    """Look whether a class is registered and has the keys of a section. Raises: UsageError."""
-    try:
-        config = getattr(host.find(name), "Config", None)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"{place}.type: no class is registered as '{name}'.") from error
-    known = {f.name for f in fields(config)} if is_dataclass(config) else set(section)
-    unknown = sorted(map(str, set(section) - known))
-    if unknown:
-        raise UsageError(f"{place}.guidance has no key '{unknown[0]}'; there are {', '.join(sorted(known))}.")
 
 
 def check_prior_files(prior: PriorConfig) -> tuple[Path, ...]:

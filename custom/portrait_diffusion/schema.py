@@ -268,6 +268,16 @@ def _check_typed_section(section: DictConfig, schema: type, key: str, origin: st
         if values:
             raise UsageError(f"{origin}: section '{place}' has keys but '{type_place}' is empty; name its class there.")
         return
+    check_class(name, values, origin, type_place, place)
+
+
+def check_class(name: Any, values: DictConfig | None, origin: str, type_place: str, place: str) -> None:
+    """A class that a configuration names must be registered, and its section, where given, must fit its Config.
+
+    Args: name: of the class, said at the key `type_place`.  values: the section at the key `place`, None is none.
+        origin: what errors call the configuration.
+    Raises: UsageError.
+    """
     try:
         config = getattr(host.find(str(name)), "Config", None)
     except (KeyError, ValueError) as error:

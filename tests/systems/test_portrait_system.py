@@ -327,7 +327,7 @@ def test_noise_of_another_guidance_goes_on_where_it_was(data, model, head, monke
     assert torch.equal(whole.geometry.restoration, second.geometry.restoration)
 
 
-def test_a_host_that_goes_on_after_the_stages_is_warned_and_cleans_once(data, model, head, monkeypatch, caplog):
+def test_a_host_that_goes_on_after_the_stages_is_warned_and_cleans_once(data, model, head, monkeypatch):
     stages = {"restore": STAGES["restore"] | {"remove_floaters": True}}
     system = make(model, stages)
     monkeypatch.setattr(system, "initialize", lambda photo: system.load_state_dict(head))

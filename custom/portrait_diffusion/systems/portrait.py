@@ -88,6 +88,7 @@ class PortraitSystem(BaseLift3DSystem):
         self.on_paint: Callable[[int, int], None] = lambda done, total: None  # a look around takes long
         self._kept: dict[tuple, list[KeptRays]] = {}
         self._saved: dict | None = None
+        self._others: list = []
         self._saved_others: list = []
         self._fit: Inversion | None = None
         self._last: dict[str, float] = {}
@@ -236,7 +237,7 @@ class PortraitSystem(BaseLift3DSystem):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Also the end of a stage, which belongs to its last step: the checkpoint that follows holds it."""
         place = self.schedule.at(self.true_global_step)
-        last = self.true_global_step + 1 == place.start + place.stage.steps  # once, also where a host goes on after it
+        last = self.true_global_step + 1 in self.schedule.boundaries()
         super().optimizer_step(*args, **kwargs)
         if place.stage.remove_floaters and last:
             self.geometry.remove_floaters()
@@ -418,7 +419,7 @@ class PortraitSystem(BaseLift3DSystem):
         without_perceptual(checkpoint)
         self._read_losses()
         others = [guidance.state_dict() if hasattr(guidance, "noise_sampler") else None
-                  for _, guidance, _ in getattr(self, "_others", [])]  # fmt: skip
+                  for _, guidance, _ in self._others]  # fmt: skip
         checkpoint["portrait"] = {"settings": self.settings, "curves": self.curves, "others": others}
         if hasattr(getattr(self, "guidance", None), "state_dict"):
             known = list(self._known_at) if self._known_at else None

@@ -70,10 +70,10 @@ class StageConfig:
             raise UsageError(f"pairs must be one of {', '.join(PAIRS)}; got '{self.pairs}'.")
         for name, low in (("steps", 0), ("views", 1), ("reference_every", 0), ("views_every", 0), ("painted", 0),
                           ("paint_steps", 1)):
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
             if not isinstance(getattr(self, name), int):
                 raise UsageError(f"{name} must be a whole number; got {getattr(self, name)!r}.")
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}; got {getattr(self, name)}.")
         for name in ("keep_samples", "remove_floaters"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false; got {getattr(self, name)!r}.")
