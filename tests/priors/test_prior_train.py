@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import statistics
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -357,7 +358,11 @@ def test_pooled_chroma_sees_colour_and_not_brightness():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (none is visible)")
 def test_graphs_replay_what_plain_calls_compute(data):
-    """Losses of plain and replayed steps from one seed; bfloat16 and atomic sums allow small differences."""
+    """Losses of plain and replayed steps from one seed.
+
+    bfloat16 and atomic sums differ from run to run: single steps of three plain and three replayed runs lay up to 4 %
+    apart, means of eight steps or more at most 1 %. Steps of other batches differ by a factor of 2.
+    """
     moved = data.to(torch.device(0))
     curves = []
     for graphs in (False, True):
@@ -370,4 +375,8 @@ def test_graphs_replay_what_plain_calls_compute(data):
     for plain, replayed in zip(*curves, strict=True):
         assert plain.keys() == replayed.keys()
         for k in ("rgb", "alpha", "depth"):
-            assert replayed[k] == pytest.approx(plain[k], rel=0.05, abs=2e-3), k
+            assert replayed[k] == pytest.approx(plain[k], rel=0.15, abs=2e-3), k
+    for part in (slice(0, 8), slice(8, None)):
+        for k in ("rgb", "alpha", "depth"):
+            means = [statistics.fmean(values[k] for values in curve[part]) for curve in curves]
+            assert means[1] == pytest.approx(means[0], rel=0.02), (k, part)
