@@ -375,7 +375,7 @@ def test_graphs_replay_what_plain_calls_compute(data):
     for plain, replayed in zip(*curves, strict=True):
         assert plain.keys() == replayed.keys()
         for k in ("rgb", "alpha", "depth"):
-            assert replayed[k] == pytest.approx(plain[k], rel=0.15, abs=2e-3), k
+            assert replayed[k] == pytest.approx(plain[k], rel=0.05, abs=2e-3), k
     for part in (slice(0, 8), slice(8, None)):
         for k in ("rgb", "alpha", "depth"):
             means = [statistics.fmean(values[k] for values in curve[part]) for curve in curves]
