@@ -98,7 +98,6 @@ MINI_VARIANTS: dict[str, tuple[str, dict]] = {
         {
             "system.inversion.detail_size": 256,
             "system.inversion.detail_resolution": 320,
-            "system.inversion.lambda_smooth": 0.1,
             "system.exporter.render_size": 256,
         },
     ),

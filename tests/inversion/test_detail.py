@@ -239,5 +239,17 @@ def test_the_gradient_reaches_the_grid_where_rays_pass_and_nowhere_else(head, sh
 
 def test_total_variation_of_a_ramp_and_a_constant():
     ramp = torch.arange(6.0)[None, :] * 0.5 + torch.arange(4.0)[:, None] * 2.0
-    assert float(total_variation(ramp[None, None])) == pytest.approx(2.5)
+    assert float(total_variation(ramp[None, None])) == pytest.approx(6 * 0.5 + 4 * 2.0)
     assert float(total_variation(torch.full((1, 2, 3, 4, 4), 7.0))) == 0.0
+
+
+def test_total_variation_does_not_depend_on_the_number_of_columns_and_rows():
+    def sampled(side):
+        x = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+        return torch.sin(2 * math.pi * x)[None, :] * torch.cos(2 * math.pi * x)[:, None]
+
+    coarse, fine, finest = (float(total_variation(sampled(side))) for side in (40, 160, 640))
+    assert coarse == pytest.approx(finest, rel=0.03)
+    assert fine == pytest.approx(finest, rel=0.01)
+    limit = 2 * 2 * math.pi * (2 / math.pi) ** 2  # twice the mean of |d/dx sin(2 pi x)| times that of |cos(2 pi y)|
+    assert finest == pytest.approx(limit, rel=0.01)

@@ -60,8 +60,8 @@ class InversionConfig:
     """Detail stage: keeps opacity and depth of the prior where matte and prior agree."""
     lambda_detail: float = 1e-3
     """Pull of the detail grid to zero."""
-    lambda_smooth: float = 2e-3
-    """Total variation of the detail grid across columns and rows."""
+    lambda_smooth: float = 3e-4
+    """Total variation of the detail grid across columns and rows, whatever their number; too little leaves dust."""
     checkpoint_every: int = 25
     """Steps between checkpoints; a run resumes at the last one."""
 
