@@ -91,6 +91,12 @@ def test_mistakes_are_named(tmp_path):
     ladder["rungs"]["odd"] = {"after": "later", "overrides": {}}
     with pytest.raises(UsageError, match="'odd' comes after 'later', which is no rung before it"):
         make_rungs(ladder)
+    ladder["rungs"]["odd"] = {"after": "init", "adds": 1e-4, "overrides": {}}
+    with pytest.raises(UsageError, match="`adds` of rung 'odd' is 0.0001, expected words; put it into quotes"):
+        make_rungs(ladder)
+    ladder["rungs"]["odd"] = "init"
+    with pytest.raises(UsageError, match="Rung 'odd' is 'init', expected a name and a section"):
+        make_rungs(ladder)
     ladder["rungs"]["odd"] = {"after": "init", "overrides": {"system.stages.restor.steps": 1}}
     with pytest.raises(UsageError, match="restor"):
         make_rungs(ladder)

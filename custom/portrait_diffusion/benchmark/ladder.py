@@ -68,6 +68,11 @@ def make_rungs(ladder: dict, names: list[str] | None = None, rows: int | None = 
     base = OmegaConf.to_container(read_yaml(find_config(ladder["base"])))
     plain: dict[str, dict] = {}
     for name, entry in ladder["rungs"].items():
+        if not isinstance(name, str) or not isinstance(entry, dict):
+            raise UsageError(f"Rung {name!r} is {entry!r}, expected a name and a section with adds, after, overrides.")
+        for key in ("adds", "after"):
+            if not isinstance(entry.get(key, ""), str):
+                raise UsageError(f"`{key}` of rung '{name}' is {entry[key]!r}, expected words; put it into quotes.")
         after = entry.get("after", "")
         if after and after not in plain:
             raise UsageError(f"Rung '{name}' comes after '{after}', which is no rung before it.")
