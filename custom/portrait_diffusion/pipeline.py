@@ -34,7 +34,16 @@ from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
-from .settings import DataConfig, PipelineConfig, PriorConfig, SystemConfig, load_pipeline_config, prior_paths
+from .settings import (
+    STAGE_KEYS,
+    DataConfig,
+    PipelineConfig,
+    PriorConfig,
+    SystemConfig,
+    load_pipeline_config,
+    prior_paths,
+    stage_section,
+)
 from .systems.stages import STAGES, Schedule, StageConfig
 
 log = logging.getLogger("portrait_diffusion")
@@ -129,12 +138,6 @@ class PortraitPipeline:
         from .training import run_stages
 
         started, system = time.perf_counter(), self.config.system
-        keys = (*STAGE_KEYS, "geometry_type", "geometry", "renderer_type", "renderer")
-        section = {key: getattr(system, key) for key in keys} | {
-            "material_type": "portrait-diffusion-no-material", "background_type": "portrait-diffusion-white-background",
-            "prior": {"checkpoint": system.prior.checkpoint, "encoder": system.prior.encoder},
-            "inversion": vars(system.inversion),
-        }  # fmt: skip
         keys = {name: run_key(before.photo_sha256, raw, system.prior, name) for name in Schedule(system.stages).names}
         files = {} if out is None else {name: out / "ckpts" / f"stages-{key}.ckpt" for name, key in keys.items()}
 
@@ -143,7 +146,7 @@ class PortraitPipeline:
             if self._shows(out, done, total):
                 render_preview(system, out / "save" / f"{stage}-{done}.png")
 
-        done = run_stages(fit, section, before.prepared, self.config.seed, files, tell, look)
+        done = run_stages(fit, stage_section(system), before.prepared, self.config.seed, files, tell, look)
         trained, curves, stopped = done
         after = assemble(
             self.config, raw, trained.geometry.to(before.device), before.camera, prepared=before.prepared,
@@ -195,13 +198,6 @@ class PortraitPipeline:
         camera = PhotoCamera()
         camera.load_state_dict(fit.camera.state_dict())
         return assemble(self.config, raw, geometry.to(fit.device), camera, prepared=prepared, photo_sha256=sha256)
-
-
-STAGE_KEYS = (
-    "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "scheduler", "restoration_resolution",
-    "restoration_blur", "restoration_reach", "detail_preservation", "preservation_thickness", "preservation_facing",
-)  # fmt: skip
-"""Keys of the system that matter to the stages after the initialization alone."""
 
 
 def run_key(photo_sha256: str, raw: dict, prior: PriorConfig, stage: str | None = None) -> str:

@@ -12,7 +12,7 @@ from .models import check_cached
 from .ops.backends import PACKAGES, missing
 from .optional import require
 from .schema import check_class
-from .settings import PipelineConfig, PriorConfig, prior_paths
+from .settings import PipelineConfig, PriorConfig, SystemConfig, prior_paths, stage_section
 from .systems.stages import Schedule
 
 
@@ -63,7 +63,18 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
             values, place = OmegaConf.create(extra.get("guidance") or {}), f"system.extra_guidances[{k}]"
             check_class(extra["type"], values, source or config.name, f"{place}.type", f"{place}.guidance")
         check_cached(vars(config.system), source or config.name)
+        check_stages(config.system)
     return [(path.name, path.stat().st_size) for path in files]
+
+
+def check_stages(system: SystemConfig) -> None:
+    """Build the system of the stages once with an empty head, optimizer and schedule included, and drop it.
+
+    Raises: UsageError for what it would refuse after minutes of fitting.
+    """
+    from .systems.portrait import PortraitSystem
+
+    PortraitSystem({**stage_section(system), "seed": 0}).configure_optimizers()
 
 
 def check_device(system: dict, device: torch.device) -> None:

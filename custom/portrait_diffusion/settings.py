@@ -149,6 +149,23 @@ class PipelineConfig:
     """The modules of the head."""
 
 
+STAGE_KEYS = (
+    "stages", "guidance_type", "guidance", "extra_guidances", "optimizer", "scheduler", "restoration_resolution",
+    "restoration_blur", "restoration_reach", "detail_preservation", "preservation_thickness", "preservation_facing",
+)  # fmt: skip
+"""Keys of the system that matter to the stages after the initialization alone."""
+
+
+def stage_section(system: SystemConfig) -> dict:
+    """What `portrait-diffusion-system` is told of a configuration's system, for the stages on our own host."""
+    keys = (*STAGE_KEYS, "geometry_type", "geometry", "renderer_type", "renderer")
+    return {key: getattr(system, key) for key in keys} | {
+        "material_type": "portrait-diffusion-no-material", "background_type": "portrait-diffusion-white-background",
+        "prior": {"checkpoint": system.prior.checkpoint, "encoder": system.prior.encoder},
+        "inversion": vars(system.inversion),
+    }  # fmt: skip
+
+
 def typed(cls: type, section: Any) -> Any:
     """A dataclass from a plain section, nested ones included."""
     values = {}

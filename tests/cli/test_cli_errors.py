@@ -171,6 +171,25 @@ def test_what_the_device_cannot_do_is_found_before_the_run(folder, capsys, monke
         assert expected in capsys.readouterr().err and files_below(folder) == ["me.png"]
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("system.optimizer.params={geometry.restorations: {}}", "optimizer.params names 'geometry.restorations'"),
+        ("system.optimizer.name=Adann", "Unknown optimizer 'Adann'"),
+        ("system.optimizer.args.lrr=1", "got an unexpected keyword argument 'lrr'"),
+        ("system.optimizer.args.lr=-1", "optimizer Adam cannot be made with {'args': {'lr': -1, "),
+        ("system.optimizer.params.geometry={}", "some parameters appear in more than one parameter group"),
+        ("system.scheduler.args.total=3", "scheduler LinearLR cannot be made with {'args': {'start_factor': 1.0, "),
+        ("system.scheduler.interval=batch", "scheduler.interval must be 'step' or 'epoch', got 'batch'"),
+        ("system.optimizer.params={geometry.planes: {}}", "the optimizer changes geometry.planes"),
+    ],
+)
+def test_what_the_stages_refuse_is_found_before_the_fit(folder, capsys, override, expected):
+    for last in ([], ["--dry-run"]):
+        assert cli.main(["--image", "me.png", "--device", "cpu", override, *last]) == 2
+        assert expected in capsys.readouterr().err and files_below(folder) == ["me.png"]
+
+
 def test_a_folder_that_can_not_be_written(folder, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "result/portrait.glb")

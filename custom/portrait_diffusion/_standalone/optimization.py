@@ -24,7 +24,8 @@ def parse_optimizer(config: Any, model: nn.Module) -> optim.Optimizer:
         groups = [{"params": _parameters(model, path), "name": path, **args} for path, args in config["params"].items()]
     else:
         groups = model.parameters()
-    return _lookup(optim, config["name"], optim.Optimizer, "optimizer")(groups, **config.get("args", {}))
+    cls = _lookup(optim, str(config.get("name", "")), optim.Optimizer, "optimizer")
+    return _made("optimizer", config, cls, groups)
 
 
 def parse_scheduler(config: Any, optimizer: optim.Optimizer) -> dict[str, Any]:
@@ -40,18 +41,26 @@ def parse_scheduler(config: Any, optimizer: optim.Optimizer) -> dict[str, Any]:
     interval = config.get("interval", "epoch")
     if interval not in ("step", "epoch"):
         raise UsageError(f"scheduler.interval must be 'step' or 'epoch', got '{interval}'.")
-    cls = _lookup(lr_scheduler, config["name"], lr_scheduler.LRScheduler, "scheduler")
+    cls = _lookup(lr_scheduler, str(config.get("name", "")), lr_scheduler.LRScheduler, "scheduler")
     if cls in (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler):
         parts = [parse_scheduler(part, optimizer)["scheduler"] for part in config["schedulers"]]
         if cls is lr_scheduler.SequentialLR:
             return {"scheduler": cls(optimizer, parts, milestones=config["milestones"]), "interval": interval}
         return {"scheduler": cls(parts, optimizer=optimizer), "interval": interval}
-    return {"scheduler": cls(optimizer, **config.get("args", {})), "interval": interval}
+    return {"scheduler": _made("scheduler", config, cls, optimizer), "interval": interval}
 
 
 def _plain(config: Any) -> dict[str, Any]:
     """Plain containers only: an OmegaConf list in an optimizer would make its checkpoint unloadable."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+
+
+def _made(kind: str, config: dict, cls: type, first: Any) -> Any:
+    try:
+        return cls(first, **config.get("args", {}))
+    except (TypeError, ValueError) as error:
+        told = {key: config[key] for key in ("args", "params") if config.get(key)}
+        raise UsageError(f"{kind} {config['name']} cannot be made with {told}: {error}.") from error
 
 
 def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:

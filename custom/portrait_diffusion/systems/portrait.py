@@ -232,6 +232,8 @@ class PortraitSystem(BaseLift3DSystem):
         changed = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in changed)
+        if any(stage.keep_samples for stage in self.schedule.stages.values()):
+            check_keeps(self.geometry, self.renderer)
         return found
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -329,7 +331,6 @@ class PortraitSystem(BaseLift3DSystem):
     def _kept_views(self, key: tuple, rays: Callable[[], dict[str, Any]]) -> list[KeptRays]:
         """Views of rays_o, rays_d (B,H,W,3) as `keep_samples` shows them, found once; painted ones until a new look."""
         if key not in self._kept:
-            check_keeps(self.geometry, self.renderer)
             found = rays()
             self._kept[key] = keep_rays(self.geometry, self.renderer, found["rays_o"], found["rays_d"])
         return self._kept[key]
