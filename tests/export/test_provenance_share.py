@@ -152,6 +152,9 @@ def test_no_paths_lead_out(tmp_path, path, expected, is_cut):
     assert plain["data"]["images"] == [expected]
     check_paths(plain, "what a stranger would fetch")
     assert ("data.images[0]" in cut) == is_cut
-    write_share(tmp_path / "share.yaml", {"data": {"images": [path]}}, base=tmp_path)
+    keyed, cut = shareable_config({"data": {"of": {path: {"scale": 2}}}}, base=tmp_path)
+    assert keyed == {"data": {"of": {expected: {"scale": 2}}}} and ("data.of" in cut) == is_cut
+    check_paths(keyed, "what a stranger would fetch")
+    write_share(tmp_path / "share.yaml", {"data": {"images": [path], path: 1}}, base=tmp_path)
     text = (tmp_path / "share.yaml").read_text()
     assert str(tmp_path) not in text and "private" not in text and "Users" not in text

@@ -17,18 +17,24 @@ def _shareable(value: Any, base: Path, where: str, cut: list[str]) -> Any:
     """A copy with absolute paths below ``base`` made relative; others that lead out, which a fetched configuration may
     not (`remote.check_paths`), are cut to their last part and noted in ``cut``."""
     if isinstance(value, Mapping):
-        return {str(k): _shareable(v, base, f"{where}.{k}" if where else str(k), cut) for k, v in value.items()}
+        named = [(_shareable_text(str(key), base, where, cut), inner) for key, inner in value.items()]
+        return {key: _shareable(inner, base, f"{where}.{key}" if where else key, cut) for key, inner in named}
     if isinstance(value, list | tuple):
         return [_shareable(v, base, f"{where}[{i}]", cut) for i, v in enumerate(value)]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str) and where != "description" and leads_out(value):
-        path, name = Path(value), PureWindowsPath(value).name  # splits at both kinds of slash
-        if path.is_absolute() and path.is_relative_to(base) and ".." not in path.parts:
-            return path.relative_to(base).as_posix()
-        cut.append(where)
-        return "" if name == ".." or leads_out(name) else name
+    if isinstance(value, str | Path) and where != "description":
+        return _shareable_text(str(value), base, where, cut)
     return value
+
+
+def _shareable_text(text: str, base: Path, where: str, cut: list[str]) -> str:
+    """The same of one text, a value or the key of a section."""
+    if not leads_out(text):
+        return text
+    path, name = Path(text), PureWindowsPath(text).name  # splits at both kinds of slash
+    if path.is_absolute() and path.is_relative_to(base) and ".." not in path.parts:
+        return path.relative_to(base).as_posix()
+    cut.append(where)
+    return "" if name == ".." or leads_out(name) else name
 
 
 def shareable_config(
