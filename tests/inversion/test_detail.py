@@ -97,6 +97,18 @@ def test_the_gate_is_open_before_the_surface_and_shut_behind_it(head):
     assert ((gate > 0.05) & (gate < 0.95)).any()
 
 
+@pytest.mark.parametrize("layers", [16, 72])
+@pytest.mark.parametrize("before", [0.0, 0.0225, 0.09])
+def test_the_air_before_the_surface_is_shut_to_density_however_many_layers(head, layers, before):
+    gate = visibility_gate(head[4], head[2].pose(), (layers, 3, 3), BOX_RADIUS, THICKNESS, "cpu", before=before)
+    density, colour = gate[0, 0, 0, :, 1, 1], gate[0, 0, 1, :, 1, 1]
+    distance = 2.7 - ((torch.arange(layers) + 0.5) / layers * 2 - 1) * BOX_RADIUS
+    behind = distance - head[4].depth[SIZE // 2, SIZE // 2]
+    assert (density[behind < -before] == 0).all() and (colour[behind < -before] == 1).all()
+    settled = behind > THICKNESS / 2 - before  # the fade is over: density does what colour does
+    assert torch.equal(density[settled], colour[settled]) and float(density.max()) > 0.5
+
+
 def test_a_thicker_gate_reaches_no_less(head):
     thin, thick = (gate_of(head, (8, 16, 16), t) for t in (0.03, 0.09))
     assert (thick[:, :, 1:] >= thin[:, :, 1:] - 1e-6).all() and float((thick - thin).max()) > 0.5

@@ -44,6 +44,8 @@ class InversionConfig:
     """Rays a detail step, for want of memory: those of a square of pixels, which costs decibels. 0: the whole photo."""
     detail_thickness: float = 0.07
     """How far behind the visible surface the photo may change features, scene units (1 unit = 0.56 m)."""
+    detail_before: float = 0.0225
+    """How far before the visible surface the photo may change density, scene units; more leaves dust in the air."""
     lambda_rgb: float = 1.0
     """Weight of the Huber loss on premultiplied colour."""
     lambda_alpha: float = 2.0

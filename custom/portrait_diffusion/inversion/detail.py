@@ -38,6 +38,8 @@ from ..ops.volrend import (
 
 FACING_FADE = (0.15, 0.4)
 """Cosines between surface normal and ray from which on the photo's detail counts a little, and fully."""
+BEFORE = 0.0225
+"""How far before the visible surface the photo may change density, scene units: 13 mm, half a layer of 16."""
 
 
 @dataclass
@@ -107,20 +109,21 @@ def frontal_surface(
 
 def visibility_gate(
     surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device,
-    facing_fade: tuple[float, float] = FACING_FADE,
+    facing_fade: tuple[float, float] = FACING_FADE, before: float = BEFORE,
 ) -> Tensor:
     """Gates of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
 
     g = smoothstep of (surface depth + thickness - voxel depth) / (thickness / 2), times a fade with the facing cosine,
     0 below `facing_fade[0]` and 1 from `facing_fade[1]` on, times 1 inside the frame. Colours take g; density takes g
-    within a slab around the surface and 0 in the air before it, where one photo cannot tell a shoulder from a spike
-    towards the camera.
+    times smoothstep of (voxel depth + before - surface depth) / (thickness / 2): little around the surface and 0 in the
+    air before it, where one photo cannot tell a shoulder from a spike towards the camera.
 
     Args:
         surface: of the prior in the photo's camera.
         pose: c2w (1,4,4), fovy (1,), crop (1,3).
         shape: (D, H, W) of the grid.
         radius, thickness: scene units.
+        before: how far before the surface density may change, scene units.
         facing_fade: cosines between surface normal and ray.
     Returns: (1, 1, 4, D, H, W), in [0, 1]; channel 0 for density, the others for colour.
     """
@@ -137,7 +140,7 @@ def visibility_gate(
     layer = 2 * radius / d if d > 1 else 0.0  # a voxel reaches half a layer towards the camera
     behind, reach = distance[0] - depth, thickness + 0.5 * layer
     gate = smoothstep(reach - behind, 0, 0.5 * thickness) * smoothstep(facing, *facing_fade) * inside
-    slab = smoothstep(reach + behind, 0, 0.5 * thickness)
+    slab = smoothstep(before + behind, 0, 0.5 * thickness)
     return torch.stack([gate * slab, gate, gate, gate]).view(1, 1, 4, d, h, w)
 
 

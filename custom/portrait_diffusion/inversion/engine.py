@@ -243,7 +243,9 @@ class Inversion:
         surface = surface.resized(c.detail_size)
         target = self.detail_target = self.target.resized(c.detail_size)
         shape = (c.detail_depth, c.detail_resolution, c.detail_resolution)
-        self.gate = visibility_gate(surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device)
+        self.gate = visibility_gate(
+            surface, self.camera.pose(), shape, self.radius, c.detail_thickness, rays_o.device, before=c.detail_before
+        )
         self.gate = self.gate * self.gate.new_tensor(DETAIL_GAIN).view(1, 1, 4, 1, 1, 1)
         touched = (target.alpha[0, 0] > 0.004) | (surface.opacity > 0.004)
         keep = touched & (target.valid[0, 0] > 0)
