@@ -19,8 +19,8 @@ import torch
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.append(str(ROOT / "custom"))
 
-from portrait_diffusion.cli import is_out_of_memory  # noqa: E402
 from portrait_diffusion.denormals import flushed_denormals  # noqa: E402
+from portrait_diffusion.devices import is_out_of_memory  # noqa: E402
 from portrait_diffusion.errors import PortraitError, UsageError  # noqa: E402
 from portrait_diffusion.evaluation.report_metrics import evaluate_portrait  # noqa: E402
 from portrait_diffusion.export.provenance import peak_memory  # noqa: E402

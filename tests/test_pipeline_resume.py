@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from portrait_diffusion import pipeline as module
-from portrait_diffusion.cli import find_config
 from portrait_diffusion.errors import EnvironmentProblem
 from portrait_diffusion.inversion.config import InversionConfig
 from portrait_diffusion.pipeline import PortraitPipeline, run_key, weights_sha256
 from portrait_diffusion.settings import PriorConfig
+from portrait_diffusion.shipped import find_config
 from priors.samples import save_tiny_prior
 
 PHOTO = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"

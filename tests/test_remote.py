@@ -15,6 +15,8 @@ import pytest
 import requests
 import yaml
 from portrait_diffusion import cli, preflight, remote
+from portrait_diffusion.cli import run
+from portrait_diffusion.cli.describe import describe_stages, made_elsewhere
 from portrait_diffusion.errors import EnvironmentProblem, UsageError
 from portrait_diffusion.export.made_with import made_with
 from portrait_diffusion.export.share import RUN_KEYS
@@ -22,6 +24,7 @@ from portrait_diffusion.pipeline import PortraitPipeline
 from portrait_diffusion.remote import check_offline, check_paths, https_url, outside_paths
 from portrait_diffusion.schema import MAX_BYTES
 from portrait_diffusion.settings import load_pipeline_config, prior_weights
+from portrait_diffusion.shipped import find_config
 from portrait_diffusion.visible import check_visible
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,7 +246,7 @@ def test_it_is_shown_and_asks(server, here, capsys, monkeypatch):
     assert f"from    {server}/good.yaml" in text.out and "latent_steps: 3" in text.out and "SHA-256" in text.out
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     started = []
-    monkeypatch.setattr(cli, "make_head", lambda *a: started.append(a) or 0)
+    monkeypatch.setattr(run, "make_head", lambda *a: started.append(a) or 0)
     for answer in (lambda: "n", lambda: "", end_of_input):
         monkeypatch.setattr("builtins.input", answer)
         assert cli.main(arguments) == 2 and not started and [p.name for p in here.iterdir()] == ["me.png"]
@@ -266,7 +269,7 @@ def test_a_dry_run_shows_where_it_comes_from_and_asks_nothing(server, here, caps
 
 
 def test_json_has_the_standard_output_for_itself(server, here, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "make_head", lambda *a: 0)
+    monkeypatch.setattr(run, "make_head", lambda *a: 0)
     arguments = ["--image", "me.png", "--config", f"{server}/good.yaml", "--json"]
     assert cli.main([*arguments, "--yes"]) == 0 and cli.main([*arguments, "--dry-run"]) == 0
     text = capsys.readouterr()
@@ -281,12 +284,12 @@ def test_a_name_of_two_lines_adds_no_line_to_what_is_shown(server, here, capsys)
 
 def test_what_stages_would_do_is_shown():
     system = load_pipeline_config()[0].system
-    assert cli.describe_stages(system) == "restore 120 steps, guided by portrait-diffusion-hpdm-guidance (bundled)"
+    assert describe_stages(system) == "restore 120 steps, guided by portrait-diffusion-hpdm-guidance (bundled)"
     system.guidance_type, system.guidance = "portrait-diffusion-sd-guidance", {"vae": "org/vae"}
-    assert cli.describe_stages(system).endswith("-sd-guidance (stable-diffusion-v1-5/stable-diffusion-v1-5, org/vae)")
+    assert describe_stages(system).endswith("-sd-guidance (stable-diffusion-v1-5/stable-diffusion-v1-5, org/vae)")
     system.stages["restore"]["steps"] = 0
-    assert cli.describe_stages(system) == ""
-    assert cli.describe_stages(load_pipeline_config(cli.find_config("portrait-init"))[0].system) == ""
+    assert describe_stages(system) == ""
+    assert describe_stages(load_pipeline_config(find_config("portrait-init"))[0].system) == ""
 
 
 def test_public_models_are_got_by_the_command_models_never_by_a_run(server, here, capsys, monkeypatch):
@@ -376,7 +379,7 @@ def test_community_configurations_are_fit_to_be_shared(path):
 def test_community_configurations_fit_the_weights_that_ship(path):
     """A run of one warns of nothing: when other weights ship, its `made_with` is made anew (README there)."""
     pipeline = PortraitPipeline.from_config(path)
-    assert cli.made_elsewhere(pipeline) == []
+    assert made_elsewhere(pipeline) == []
     weights = prior_weights(pipeline.config.system.prior)
     made, here = pipeline.config.system.made_with, made_with(pipeline.raw_config, weights)
     assert set(made["weights"]) == set(here["weights"]), "nothing is left out, which would not be compared"

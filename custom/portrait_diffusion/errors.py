@@ -1,6 +1,12 @@
 """Errors a user can act on: one clear sentence each, with the process exit code it maps to."""
 
 
+INTERRUPTED = 130
+"""Exit code of an interrupted run, which the same command takes up again: 128 and the number of SIGINT."""
+UNREAD = 141
+"""128 and the number of SIGPIPE, as a shell says it of other tools: ``... | head`` has read enough."""
+
+
 class PortraitError(Exception):
     """Base of all errors that the command line reports as one sentence without a traceback."""
 

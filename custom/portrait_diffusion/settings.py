@@ -13,9 +13,10 @@ from .export.made_with import version_differences
 from .inversion.config import InversionConfig
 from .inversion.published_config import PublishedFitConfig
 from .priors.published.sizes import FAMILIES
+from .shipped import CONFIGS
 from .systems.stages import Schedule, check_extras, check_facing
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "portrait-mini.yaml"
+DEFAULT_CONFIG = CONFIGS / "portrait-mini.yaml"
 
 
 @dataclass

@@ -10,11 +10,15 @@ import pytest
 import torch
 from cli.cli_samples import LAUNCHER, PHOTO, environment, files_below, launch
 from portrait_diffusion import __version__, cli
-from portrait_diffusion.errors import OutOfMemory
+from portrait_diffusion.cli.describe import describe_fit
+from portrait_diffusion.cli.memory import smaller_setting
+from portrait_diffusion.cli.run import make_head
+from portrait_diffusion.errors import INTERRUPTED, UNREAD, OutOfMemory
 from portrait_diffusion.progress import Quiet
 from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.shipped import CONFIGS, find_config
 
-INIT = cli.find_config("portrait-init")
+INIT = find_config("portrait-init")
 PANOHEAD = ["system.prior.type=panohead", "system.prior.checkpoint=a.pkl"]
 
 
@@ -70,7 +74,7 @@ def test_output_that_nobody_reads(words, closed, unbuffered, tmp_path):
     surroundings = environment() | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run([sys.executable, str(LAUNCHER), *words], cwd=tmp_path, env=surroundings, timeout=120, **pipes)
     os.close(write)
-    assert done.returncode == cli.UNREAD == 141
+    assert done.returncode == UNREAD == 141
     assert not done.stdout and not done.stderr and files_below(tmp_path) == []
 
 
@@ -107,7 +111,7 @@ def test_dry_run_tells_that_a_run_would_be_continued(tmp_path, capsys):
 
 def test_the_plan_of_a_published_prior_names_its_own_steps():
     def plan(*words):
-        return cli.describe_fit(load_pipeline_config(INIT, [*PANOHEAD, *words])[0].system)
+        return describe_fit(load_pipeline_config(INIT, [*PANOHEAD, *words])[0].system)
 
     assert plan() == "panohead, 150 steps at 64 px, then 300 on its planes; at most 2 starts"
     assert plan("system.published_fit.tuning=none") == "panohead, 150 steps at 64 px; at most 2 starts"
@@ -115,8 +119,8 @@ def test_the_plan_of_a_published_prior_names_its_own_steps():
 
 @pytest.mark.parametrize("name", [None, "portrait-mini"])
 def test_the_shipped_configuration_can_be_named(name):
-    path = cli.find_config(name)
-    assert path is None if name is None else path == cli.CONFIGS / "portrait-mini.yaml"
+    path = find_config(name)
+    assert path is None if name is None else path == CONFIGS / "portrait-mini.yaml"
 
 
 class FakePipeline:
@@ -146,7 +150,7 @@ class FakePipeline:
 
 def make(pipeline, tmp_path, metrics=False):
     command = ["python", "launch_portrait.py", "--image", "my face.png"]
-    return cli.make_head(pipeline, PHOTO, tmp_path / "out", Quiet(), command, metrics)
+    return make_head(pipeline, PHOTO, tmp_path / "out", Quiet(), command, metrics)
 
 
 def test_a_finished_run_prints_where_things_are(tmp_path, capsys):
@@ -201,12 +205,12 @@ def test_smaller_settings_of_stages_are_smaller():
     before = config.system.stages["restore"]
     for stage in ("restore", "paint"):
         smaller, _ = load_pipeline_config(
-            INIT.with_name("portrait-mini.yaml"), cli.smaller_setting(stage, config).split()
+            INIT.with_name("portrait-mini.yaml"), smaller_setting(stage, config).split()
         )
         after = smaller.system.stages["restore"]
         assert after["painted"] == before["painted"] // 2
     config, _ = load_pipeline_config(INIT, ["system.stages.refine={steps: 5, views: 1}"])
-    assert "mesh.resolution" in cli.smaller_setting("refine", config)
+    assert "mesh.resolution" in smaller_setting("refine", config)
 
 
 @pytest.mark.parametrize(("stage", "prior"), [
@@ -215,7 +219,7 @@ def test_smaller_settings_of_stages_are_smaller():
 ])  # fmt: skip
 def test_smaller_settings_are_valid_and_smaller(stage, prior):
     config, _ = load_pipeline_config(INIT, prior)
-    overrides = cli.smaller_setting(stage, config).split()
+    overrides = smaller_setting(stage, config).split()
     assert ("published_fit" in overrides[0]) == (prior != [] and stage != "mesh")
     smaller, _ = load_pipeline_config(INIT, [*prior, *overrides])
     for override in overrides:
@@ -244,5 +248,5 @@ def test_commands_pass_their_arguments_on(monkeypatch):
 def test_a_stopped_run_writes_its_outputs_and_says_that_it_goes_on(tmp_path, capsys):
     pipeline = FakePipeline(lambda: None)
     pipeline.stopped = True
-    assert make(pipeline, tmp_path) == cli.INTERRUPTED and pipeline.saved is not None
+    assert make(pipeline, tmp_path) == INTERRUPTED and pipeline.saved is not None
     assert "goes on where this stopped" in capsys.readouterr().out

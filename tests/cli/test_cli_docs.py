@@ -10,6 +10,7 @@ import yaml
 from cli.cli_samples import PACKAGE, REPOSITORY
 from portrait_diffusion import cli, host
 from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.shipped import find_config
 from portrait_diffusion.systems.portrait import ExtraGuidance
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
@@ -60,7 +61,7 @@ def test_commands_are_understood(words, only_parse):
         cli.main(words)
     options = caught.value.args[0]
     if hasattr(options, "overrides"):
-        load_pipeline_config(cli.find_config(options.config), options.overrides)
+        load_pipeline_config(find_config(options.config), options.overrides)
         image = getattr(options, "image", None)
         assert image is None or (REPOSITORY / image).is_file()
 

@@ -12,7 +12,7 @@ from cli.cli_samples import PACKAGE, REPOSITORY, environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from portrait_diffusion import __version__
-from portrait_diffusion.cli import CONFIGS
+from portrait_diffusion.shipped import CONFIGS
 
 # import name -> name on PyPI, where they differ
 PACKAGE_OF = {
@@ -173,7 +173,8 @@ def test_a_wheel_holds_everything_and_works(tmp_path):
     }  # fmt: skip
     assert wanted <= packed and not [name for name in packed if name.startswith(("tests", "docs"))]
     assert any(name.endswith("LICENSE") for name in packed)
-    code = "from portrait_diffusion import cli, doctor; print(cli.__file__); assert cli.find_config('portrait-mini')"
+    code = "from portrait_diffusion import cli, doctor, shipped; print(cli.__file__); "
+    code += "shipped.find_config('portrait-mini')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment(), "PYTHONPATH": str(tmp_path / "site")}, cwd=tmp_path,
         capture_output=True, text=True, timeout=120,

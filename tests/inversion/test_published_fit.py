@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from portrait_diffusion.cli import find_config
 from portrait_diffusion.errors import UsageError
 from portrait_diffusion.inversion.camera import PhotoCamera
 from portrait_diffusion.inversion.published import PublishedFit, overlap, ramp
@@ -12,6 +11,7 @@ from portrait_diffusion.inversion.target import Target
 from portrait_diffusion.priors.published.adapter import PublishedPrior
 from portrait_diffusion.priors.published.sizes import FAMILIES
 from portrait_diffusion.settings import load_pipeline_config
+from portrait_diffusion.shipped import find_config
 from priors.published_pickles import write_published
 
 INIT = find_config("portrait-init")

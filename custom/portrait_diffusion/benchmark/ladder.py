@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli import find_config
 from ..errors import EnvironmentProblem, UsageError
 from ..preflight import check_run
 from ..schema import read_yaml
 from ..settings import load_pipeline_config
+from ..shipped import find_config
 from .budget import factor_for, stretched_system
 
 LADDER = Path(__file__).with_name("ladder.yaml")

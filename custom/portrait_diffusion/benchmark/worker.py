@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from .. import host
-from ..cli import is_out_of_memory
 from ..denormals import flushed_denormals
 from ..deterministic import deterministic_algorithms
+from ..devices import is_out_of_memory
 from ..errors import PortraitError, UsageError
 from ..evaluation.report_metrics import evaluate_portrait
 from ..export.provenance import peak_memory
