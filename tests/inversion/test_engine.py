@@ -179,7 +179,7 @@ def test_psnr_counts_the_inside_alone():
 @pytest.mark.parametrize(
     "change",
     [{"latent_size": 16}, {"detail_size": 31}, {"latent_steps": -1}, {"detail_steps": -1}, {"detail_rays": -1},
-     {"density_scale": 0.0}],
+     {"density_scale": 0.0}, {"detail_thickness": 0.0}, {"detail_before": -0.01}, {"lambda_smooth": float("nan")}],
     ids=str,
 )
 def test_settings_out_of_range_are_named(change):

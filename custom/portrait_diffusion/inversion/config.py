@@ -71,10 +71,11 @@ class InversionConfig:
         for name in ("latent_size", "detail_size"):
             if getattr(self, name) < 32:
                 raise ValueError(f"inversion.{name} must be at least 32 pixels, got {getattr(self, name)}.")
-        if self.density_scale <= 0:
-            raise ValueError(f"inversion.density_scale must be above 0, got {self.density_scale}.")
-        for name in ("latent_steps", "detail_steps", "detail_rays"):
-            if getattr(self, name) < 0:
+        for name in ("density_scale", "detail_thickness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"inversion.{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("latent_steps", "detail_steps", "detail_rays", "detail_before", "lambda_smooth"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"inversion.{name} must not be negative, got {getattr(self, name)}.")
 
     @property
