@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from portrait_diffusion.ops.volrend import composite
 from portrait_diffusion.systems import losses
 
 
@@ -11,6 +12,18 @@ def test_opacity_is_cheapest_at_its_ends():
     for end in (0.0, 1.0):
         assert losses.opaque(torch.full((4,), end)) < 0.01
     assert losses.sparsity(torch.zeros(3)) == pytest.approx(0.1) and losses.sparsity(torch.ones(3)) > 1
+
+
+def test_the_spread_of_a_surface_is_the_variance_of_its_depth_where_it_is_solid():
+    t, deltas = torch.linspace(1, 3, 4001), torch.full((4001,), 2 / 4000)
+    for thickness in (0.05, 0.2):  # an exponential falls off with its mean as standard deviation
+        density = (t > 1.5).float()[:, None] / thickness
+        _, opacity, depth, weights = composite(density, torch.zeros(4001, 3), t, deltas)
+        variance = (weights * (t - depth) ** 2).sum(-1, keepdim=True)
+        found = losses.spread(variance.view(1, 1, 1, 1), opacity.view(1, 1, 1, 1))
+        assert float(found) == pytest.approx(thickness**2, rel=0.05)
+    variance, opacity = torch.tensor([4.0, 2.0, 100.0]).view(1, 3, 1, 1), torch.tensor([1.0, 0.6, 0.4]).view(1, 3, 1, 1)
+    assert float(losses.spread(variance, opacity)) == 3.0 and float(losses.spread(variance, 0 * opacity)) == 0.0
 
 
 def test_a_tilted_plane_is_not_crooked_and_an_edge_costs_no_more_than_its_limit():

@@ -99,7 +99,7 @@ def keep_rays(geometry, renderer, rays_o: Tensor, rays_d: Tensor) -> list[KeptRa
 def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
     """Views of one size over white, with gradients to the restoration grid alone.
 
-    Returns: comp_rgb, comp_rgb_fg (B,H,W,3), opacity, depth (B,H,W,1), as the renderer's.
+    Returns: comp_rgb, comp_rgb_fg (B,H,W,3), opacity, depth, z_variance (B,H,W,1), as the renderer's.
     """
     points = torch.cat([view.points.reshape(-1, 3) for view in views])
     rows = None
@@ -108,7 +108,8 @@ def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
     raw = geometry.restored(torch.cat([view.raw.reshape(-1, 4) for view in views]), points, rows)
     density, colour = geometry.activated(raw, points)
     t, deltas = (torch.cat([getattr(view, name) for view in views]) for name in ("t", "deltas"))
-    marched = composite(density.view(*t.shape, 1), colour.view(*t.shape, 3), t, deltas)[:3]
+    *marched, weights = composite(density.view(*t.shape, 1), colour.view(*t.shape, 3), t, deltas)
+    marched.append((weights * (t - marched[2]) ** 2).sum(-1, keepdim=True))
     height, width = views[0].size
     pixels = torch.cat([view.index + k * height * width for k, view in enumerate(views)])
 
@@ -116,5 +117,6 @@ def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
         full = values.new_zeros(len(views) * height * width, values.shape[-1]).index_copy(0, pixels, values)
         return full.view(len(views), height, width, -1)
 
-    rgb, opacity, depth = (image(values) for values in marched)
-    return {"comp_rgb": rgb + 1 - opacity, "comp_rgb_fg": rgb, "opacity": opacity, "depth": depth}
+    rgb, opacity, depth, variance = (image(values) for values in marched)
+    shown = {"comp_rgb": rgb + 1 - opacity, "comp_rgb_fg": rgb, "opacity": opacity, "depth": depth}
+    return shown | {"z_variance": variance}

@@ -14,6 +14,15 @@ def sparsity(opacity: Tensor) -> Tensor:
     return (opacity.square() + 0.01).sqrt().mean()
 
 
+def spread(z_variance: Tensor, opacity: Tensor) -> Tensor:
+    """Mean variance of depth along the rays that end in matter: 0 for a hard surface; threestudio's `z_variance`.
+
+    Args: z_variance, opacity (B, H, W, 1), squared scene units and [0, 1]; rays count where opacity is above 0.5.
+    """
+    solid = (opacity.detach() > 0.5).to(z_variance)
+    return (z_variance * solid).sum() / solid.sum().clamp(min=1)
+
+
 def crooked_depth(depth: Tensor, opacity: Tensor, step: float = 0.02) -> Tensor:
     """Mean second difference of depth where three pixels in a row are opaque, cut off at `step`: edges may stay.
 
@@ -42,6 +51,7 @@ def size(grid: Tensor) -> Tensor:
 RENDER_LOSSES = {
     "opaque": lambda out: opaque(out["opacity"]),
     "sparsity": lambda out: sparsity(out["opacity"]),
+    "z_variance": lambda out: spread(out["z_variance"], out["opacity"]),
     "depth_smooth": lambda out: crooked_depth(out["depth"], out["opacity"]),
 }
 """Losses of one render by name: lambda_NAME in a stage's `loss`."""

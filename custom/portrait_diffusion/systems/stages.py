@@ -63,7 +63,9 @@ class StageConfig:
     known_azimuths: list = field(default_factory=lambda: [90.0, -90.0, 180.0])
     """Azimuths of renders that the guidance knows beside the photo, degrees."""
     loss: dict = field(default_factory=dict)
-    """lambda_*: weights of the losses, schedules; what is missing counts as 0. See `systems.losses`."""
+    """lambda_NAME: weight of a loss, a schedule, 0 if missing. Of the photo's view: rgb, alpha, perceptual; of painted
+    views: painted, painted_perceptual; of every render: opaque, sparsity, z_variance (hard surfaces), depth_smooth; of
+    the grid: tv, restoration. See `systems.losses`."""
 
     def __post_init__(self) -> None:
         if self.pairs not in PAIRS:
