@@ -256,6 +256,14 @@ def test_it_is_shown_and_asks(server, here, capsys, monkeypatch):
     assert started[0][0].config.system.inversion.latent_steps == 3
 
 
+def test_nothing_as_large_as_a_stranger_wants_is_built_before_it_is_agreed_to(server, here, monkeypatch):
+    built, arguments = [], ["--image", "me.png", "--config", f"{server}/good.yaml"]
+    monkeypatch.setattr(preflight, "check_stages", built.append)
+    monkeypatch.setattr(run, "make_head", lambda *a: 0)
+    assert cli.main([*arguments, "--dry-run"]) == 0 and cli.main(arguments) == 2 and not built
+    assert cli.main([*arguments, "--yes"]) == 0 and len(built) == 1
+
+
 def end_of_input():
     raise EOFError
 

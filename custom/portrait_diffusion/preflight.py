@@ -5,7 +5,8 @@ import torch
 from omegaconf import OmegaConf
 
 from . import host
-from .errors import EnvironmentProblem, UsageError
+from .devices import is_out_of_memory
+from .errors import EnvironmentProblem, OutOfMemory, UsageError
 from .export.made_with import own_guidances
 from .guidance.hpdm_guidance import check_model
 from .models import check_cached
@@ -63,18 +64,27 @@ def check_run(config: PipelineConfig, source: str = "", exports: bool = True) ->
             values, place = OmegaConf.create(extra.get("guidance") or {}), f"system.extra_guidances[{k}]"
             check_class(extra["type"], values, source or config.name, f"{place}.type", f"{place}.guidance")
         check_cached(vars(config.system), source or config.name)
-        check_stages(config.system)
     return [(path.name, path.stat().st_size) for path in files]
 
 
 def check_stages(system: SystemConfig) -> None:
     """Build the system of the stages once with an empty head, optimizer and schedule included, and drop it.
 
-    Raises: UsageError for what it would refuse after minutes of fitting.
+    That takes the memory that the configuration asks for: a shared one is agreed to before. After `check_run`.
+
+    Raises: UsageError for what it would refuse after minutes of fitting; OutOfMemory.
     """
+    if not Schedule(system.stages).total:
+        return
     from .systems.portrait import PortraitSystem
 
-    PortraitSystem({**stage_section(system), "seed": 0}).configure_optimizers()
+    try:
+        PortraitSystem({**stage_section(system), "seed": 0}).configure_optimizers()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sizes = f"system.restoration_resolution={max(8, system.restoration_resolution // 2)}"
+        raise OutOfMemory(f"The head of the stages does not fit into memory; try smaller grids: {sizes}") from error
 
 
 def check_device(system: dict, device: torch.device) -> None:

@@ -190,6 +190,12 @@ def test_what_the_stages_refuse_is_found_before_the_fit(folder, capsys, override
         assert expected in capsys.readouterr().err and files_below(folder) == ["me.png"]
 
 
+def test_grids_that_do_not_fit_into_memory_are_found_before_the_fit(folder, capsys):  # 128 PB: no machine maps it
+    assert cli.main(["--image", "me.png", "--device", "cpu", "system.restoration_resolution=200000"]) == 4
+    assert "try smaller grids: system.restoration_resolution=100000" in capsys.readouterr().err
+    assert files_below(folder) == ["me.png"]
+
+
 def test_a_folder_that_can_not_be_written(folder, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "result/portrait.glb")

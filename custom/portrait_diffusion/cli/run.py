@@ -80,7 +80,7 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     """The rest of `run_command`, which needs torch: the configuration is read and checked, then the head is made."""
     from .. import host
     from ..pipeline import PortraitPipeline
-    from ..preflight import check_run
+    from ..preflight import check_run, check_stages
     from ..remote import check_offline
 
     host.set_device(args.device)
@@ -97,6 +97,8 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     if remote is not None:
         check_offline(pipeline.raw_config, args.config)
     weights = check_run(pipeline.config, args.config or "")
+    if remote is None:
+        check_stages(pipeline.config.system)
     for sentence in made_elsewhere(pipeline):
         log.warning("The configuration is a shared one, and %s.", sentence)
     told = sys.stderr if args.json else sys.stdout  # the standard output of --json holds JSON alone
@@ -108,6 +110,8 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
         return 0
     if remote is not None and not confirmed("Run this?", args.yes, told):
         return fail("Not run; nothing was written.", UsageError.exit_code, "")
+    if remote is not None:
+        check_stages(pipeline.config.system)
     command = [*program(), *argv]
     progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
     return make_head(pipeline, image, out, progress, command, args.metrics)
