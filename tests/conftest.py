@@ -1,6 +1,8 @@
 """Fixtures of several folders."""
 import functools
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,16 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported: worke
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_neighbours():
+    """No file beside the repository stands in for a module.
+
+    The repository is a package, for threestudio takes it for one; so pytest puts its parent in front of the path.
+    """
+    neighbours = str(Path(__file__).absolute().parents[2])
+    sys.path[:] = [path for path in sys.path if path != neighbours]
 
 
 @pytest.fixture

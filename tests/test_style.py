@@ -15,3 +15,7 @@ def test_ruff_finds_nothing():
     command = [sys.executable, "-m", "ruff", "check", ".", "--no-cache", "--output-format", "concise"]
     done = subprocess.run([*command, "--extend-exclude", ".venv-ci"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_beside_the_repository_stands_in_for_a_module():
+    assert str(Path(__file__).absolute().parents[2]) not in sys.path
