@@ -9,7 +9,5 @@ def default_device() -> torch.device:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out: Python's, numpy's, or torch's on any device."""
-    import torch
-
     # on the CPU torch raises a plain RuntimeError that names its allocator
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

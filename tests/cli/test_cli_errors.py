@@ -190,6 +190,13 @@ def test_what_the_stages_refuse_is_found_before_the_fit(folder, capsys, override
         assert expected in capsys.readouterr().err and files_below(folder) == ["me.png"]
 
 
+def test_what_a_stage_without_steps_asks_for_is_not_asked_for(folder, capsys):
+    stages = ["system.stages.restore.steps=0", "system.stages.refine.steps=1"]
+    words = [*stages, "system.optimizer.params={geometry.planes: {}}"]
+    assert cli.main(["--image", "me.png", "--device", "cpu", *words, "--dry-run"]) == 0
+    assert files_below(folder) == ["me.png"]
+
+
 def test_grids_that_do_not_fit_into_memory_are_found_before_the_fit(folder, capsys):  # 128 PB: no machine maps it
     assert cli.main(["--image", "me.png", "--device", "cpu", "system.restoration_resolution=200000"]) == 4
     assert "try smaller grids: system.restoration_resolution=100000" in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_a_wheel_holds_everything_and_works(tmp_path):
     assert wanted <= packed and not [name for name in packed if name.startswith(("tests", "docs"))]
     assert any(name.endswith("LICENSE") for name in packed)
     code = "from portrait_diffusion import cli, doctor, shipped; print(cli.__file__); "
-    code += "shipped.find_config('portrait-mini')"
+    code += "assert shipped.find_config('portrait-mini')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment(), "PYTHONPATH": str(tmp_path / "site")}, cwd=tmp_path,
         capture_output=True, text=True, timeout=120,

@@ -35,11 +35,10 @@ from ..ops.volrend import (
     smooth_weights,
     stratified_samples,
 )
+from .config import InversionConfig
 
 FACING_FADE = (0.15, 0.4)
 """Cosines between surface normal and ray from which on the photo's detail counts a little, and fully."""
-BEFORE = 0.0225
-"""How far before the visible surface the photo may change density, scene units: 13 mm, half a layer of 16."""
 
 
 @dataclass
@@ -109,7 +108,7 @@ def frontal_surface(
 
 def visibility_gate(
     surface: FrontalSurface, pose: tuple, shape: tuple, radius: float, thickness: float, device,
-    facing_fade: tuple[float, float] = FACING_FADE, before: float = BEFORE,
+    facing_fade: tuple[float, float] = FACING_FADE, before: float = InversionConfig.detail_before,
 ) -> Tensor:
     """Gates of the detail grid: 1 where the photo's camera sees the voxel, 0 behind the surface.
 

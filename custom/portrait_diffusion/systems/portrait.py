@@ -232,7 +232,7 @@ class PortraitSystem(BaseLift3DSystem):
         changed = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in changed)
-        if any(stage.keep_samples for stage in self.schedule.stages.values()):
+        if any(stage.steps and stage.keep_samples for stage in self.schedule.stages.values()):
             check_keeps(self.geometry, self.renderer)
         return found
 
