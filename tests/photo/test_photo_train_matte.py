@@ -145,7 +145,7 @@ def test_two_steps_from_the_command_line_then_resume(tmp_path):
                  "--size", "64", "--eval-batches", "1"]  # fmt: skip
     path = main([*arguments, "--steps", "2"])
     card = json.loads((tmp_path / "out" / "matte.json").read_text())
-    assert card["steps"] == 2 and card["parameters"] <= 1_500_000
+    assert card["steps"] == 2 and card["parameters"] <= 5_000_000
     first = load_matte_net(path)
     assert all(parameter.isfinite().all() for parameter in first.parameters())
     main([*arguments, "--steps", "3"])

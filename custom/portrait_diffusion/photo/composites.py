@@ -13,6 +13,10 @@ from .backgrounds import background, chance, defocus, fractal_noise, grid, rando
 from .degrade import degrade, recolour
 
 
+FACE = (0.0, 0.04), (0.42, 0.56)
+"""Centre and half axes of an ellipse about the face in a canonical crop, [-1, 1] is the frame."""
+
+
 @dataclass(frozen=True)
 class MatteBatch:
     """One training batch, all (B, C, S, S).
@@ -68,6 +72,7 @@ def compose(
     foreground = recolour(foreground, generator, strength=1.0)
     foreground = dress(foreground, alpha, generator) if dressed else foreground
     scene = background(generator, batch, size)
+    scene = close_up(scene, foreground, generator)
     scene = like_foreground(scene, foreground, alpha, generator)
     scene = bystanders(scene, bystander, generator)
     clean = foreground * alpha + scene * (1 - alpha)
@@ -108,7 +113,25 @@ def warp_foreground(premultiplied: Tensor, generator: torch.Generator) -> Tensor
         wave = F.interpolate(wave, size=(size, size), mode="bicubic", align_corners=False)
         strength = chance(generator, batch, probability) * uniform(generator, batch, 1, 1, 1) * amplitude
         target = target + (wave * strength).permute(0, 2, 3, 1)
+    target = swell(target, generator)
     return F.grid_sample(premultiplied, target, padding_mode="border", align_corners=False)
+
+
+def swell(target: Tensor, generator: torch.Generator, most: float = 0.55) -> Tensor:
+    """Let hair, hats and shoulders of some persons reach further from the face, each side of it by an amount of its own.
+
+    Outside of the ellipse `FACE` a place at r times its radius shows what was at 1 + (r - 1) s, s from 1 - ``most`` to 1.
+
+    Args: target (B, S, S, 2) places to sample, [-1, 1] is the frame. Returns: the same, faces unchanged.
+    """
+    batch, size, device = target.shape[0], target.shape[1], target.device
+    sides = F.interpolate(uniform(generator, batch, 1, 3, 3), (size, size), mode="bilinear", align_corners=True)
+    amount = (most * chance(generator, batch, 0.5) * sides)[:, 0, ..., None]
+    centre, axes = (torch.tensor(pair, device=device) for pair in FACE)
+    away = target - centre
+    radius = (away / axes).norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    nearer = (1 + (radius - 1) * (1 - amount)) / radius
+    return centre + away * torch.where(radius > 1, nearer, torch.ones_like(nearer))
 
 
 def dress(foreground: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,6 +154,18 @@ def dress(foreground: Tensor, alpha: Tensor, generator: torch.Generator) -> Tens
     patch = patch * uniform(generator, batch, 1, 1, 1, low=0.2, high=0.9)
     light = 1 + (fractal_noise(generator, batch, size) - 0.5) * uniform(generator, batch, 1, 1, 1, low=0, high=0.8)
     return (torch.lerp(foreground, tint.expand_as(foreground), patch) * light).clamp(0, 1)
+
+
+def close_up(scene: Tensor, foreground: Tensor, generator: torch.Generator) -> Tensor:
+    """Put a magnified piece of another person into some scenes: hair, skin and cloth tell the two apart no longer."""
+    batch, _, size, _ = scene.shape
+    scale = uniform(generator, batch, 1, 1, low=0.1, high=0.5)
+    shift = uniform(generator, batch, 2, 1, low=-0.5, high=0.5)
+    theta = torch.cat([scale * torch.eye(2, device=scene.device), shift], 2)
+    target = F.affine_grid(theta, [batch, 1, size, size], align_corners=False)
+    piece = F.grid_sample(foreground.roll(1, 0), target, padding_mode="reflection", align_corners=False)
+    piece = defocus(piece, uniform(generator, batch, 1, 1, 1, low=0, high=3))
+    return torch.lerp(scene, piece, chance(generator, batch, 0.12))
 
 
 def like_foreground(scene: Tensor, foreground: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:

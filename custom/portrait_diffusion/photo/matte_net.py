@@ -9,7 +9,7 @@ from .net_files import load_net
 
 MATTE_SIZE = 256
 WEIGHTS_FILE = Path(__file__).resolve().parents[1] / "weights" / "matte.safetensors"
-WIDTHS = (16, 32, 64, 80, 96, 128)
+WIDTHS = (16, 32, 64, 128, 192, 256)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
