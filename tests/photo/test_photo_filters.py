@@ -1,7 +1,7 @@
 """Box mean, guided filter and foreground estimation: closed forms and a known composite."""
 import pytest
 import torch
-from portrait_diffusion.photo.foreground import estimate_foreground
+from portrait_diffusion.photo.foreground import estimate_foreground, sure_part
 from portrait_diffusion.photo.guided_filter import box_mean, guided_filter
 
 
@@ -79,6 +79,26 @@ def test_foreground_is_nearer_to_the_truth_than_the_photo(composite):
     assert (estimate - truth).abs()[rim].mean() < 0.3 * (picture - truth).abs()[rim].mean()
     # it explains the picture no worse over a new ground: no green is left
     assert estimate[rim].view(-1, 3)[:, 1].max() < 0.5
+
+
+def test_a_matte_that_is_too_wide_leaves_no_fringe(composite):
+    picture, alpha, truth = composite
+    wide = ((alpha - 0.1) * 4).clamp(0, 1)  # sure of pixels that are half background
+    valid = torch.ones_like(alpha)
+    rim = ((alpha > 0.3) & (alpha < 0.9)).expand_as(picture)
+    fooled = (estimate_foreground(picture, wide, valid) - truth).abs()[rim].mean()
+    careful = (estimate_foreground(picture, sure_part(wide, valid, margin=12), valid) - truth).abs()[rim].mean()
+    assert careful < 0.4 * fooled
+
+
+def test_the_sure_part_is_inside_and_does_not_shrink_from_the_photographs_border(composite):
+    _, alpha, _ = composite
+    valid = torch.ones_like(alpha)
+    sure = sure_part(alpha, valid)
+    assert (sure <= alpha).all() and float(sure.sum()) < float(alpha.sum())
+    assert torch.equal(sure_part(torch.ones_like(alpha), valid), torch.ones_like(alpha))
+    valid[200:] = 0
+    assert torch.allclose(sure_part(valid.clone(), valid), valid)
 
 
 def test_foreground_keeps_opaque_pixels_and_ignores_the_unknown(composite):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from portrait_diffusion.errors import UsageError
 from portrait_diffusion.photo.backgrounds import GENERATORS, background, defocus, fractal_noise
-from portrait_diffusion.photo.composites import make_batch, photo_border
+from portrait_diffusion.photo.composites import FACE, close_up, make_batch, photo_border, swell
 from portrait_diffusion.photo.degrade import dct_matrix, hue_matrix, jpeg_like, recolour
 from portrait_diffusion.photo.matte_data import load_pool, read_frames, resize_frames, split_pool
 from portrait_diffusion.photo.matte_loss import laplacian_l1, matte_loss
@@ -160,14 +160,57 @@ def test_resumed_run_equals_an_uninterrupted_one(one_thread):
     for _ in range(4):
         straight.train_step()
     first = MatteTrainer(cutouts(4), config)
-    for _ in range(2):
+    for _ in range(3):  # in the middle of a batch that serves two steps
         first.train_step()
     second = MatteTrainer(cutouts(4), config)
     second.load_state(first.state())
-    for _ in range(2):
-        second.train_step()
+    second.train_step()
     for expected, value in zip(straight.net.parameters(), second.net.parameters()):
         assert torch.allclose(expected, value, atol=1e-6)
+
+
+def test_a_batch_serves_twice_the_second_time_mirrored():
+    trainer = MatteTrainer(cutouts(4), MatteTrainConfig(steps=9, batch_size=2, size=64))
+    batches = []
+    for trainer.step in range(4):
+        batches.append(trainer.batch())
+    for name in vars(batches[0]):
+        first, second, third, _ = (getattr(batch, name) for batch in batches)
+        assert torch.equal(first.flip(-1), second), name
+    assert not torch.equal(batches[0].rgb, batches[2].rgb)
+    once = MatteTrainer(cutouts(4), MatteTrainConfig(steps=9, batch_size=2, size=64, repeats=1))
+    once.step = 1
+    assert torch.equal(once.batch().rgb, batches[2].rgb)
+
+
+def test_outlines_swell_and_faces_stay():
+    line = (torch.arange(64) + 0.5) / 32 - 1
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)[None].expand(200, -1, -1, -1)
+    moved = swell(places, generator())
+    centre, axes = (torch.tensor(pair) for pair in FACE)
+    radius = ((places - centre) / axes).norm(dim=-1)
+    after = ((moved - centre) / axes).norm(dim=-1)
+    assert torch.allclose(moved[radius < 1], places[radius < 1], atol=1e-6)
+    outside = radius > 1
+    assert (after[outside] <= radius[outside] + 1e-5).all() and (after[outside] >= 1 - 1e-5).all()
+    least = 1 + (radius - 1) * (1 - 0.55)
+    assert (after >= least - 1e-5)[outside].all()
+    # half of them move; 5 sigma
+    share = ((after - radius).abs().amax((1, 2)) > 1e-3).float().mean()
+    assert abs(float(share) - 0.5) < 5 * (0.25 / 200) ** 0.5
+    # places on one line through the centre stay on it
+    cross = (places - centre)[..., 0] * (moved - centre)[..., 1] - (places - centre)[..., 1] * (moved - centre)[..., 0]
+    assert float(cross.abs().max()) < 1e-5
+
+
+def test_close_ups_are_pieces_of_others():
+    scene = torch.full((300, 3, 16, 16), 0.25)
+    people = torch.linspace(0.3, 1, 300)[:, None, None, None].expand(-1, 3, 16, 16)
+    got = close_up(scene, people, generator())
+    taken = (got - scene).abs().amax((1, 2, 3)) > 1e-6
+    # 12 % are close-ups; 5 sigma
+    assert abs(float(taken.float().mean()) - 0.12) < 5 * (0.12 * 0.88 / 300) ** 0.5
+    assert torch.allclose(got[taken], people.roll(1, 0)[taken], atol=1e-5)
 
 
 def test_it_learns_a_single_batch():

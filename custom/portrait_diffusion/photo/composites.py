@@ -34,6 +34,10 @@ class MatteBatch:
     foreground: Tensor
     background: Tensor
 
+    def mirrored(self) -> "MatteBatch":
+        """The same pictures, left and right exchanged."""
+        return MatteBatch(*(layer.flip(-1) for layer in vars(self).values()))
+
 
 def make_batch(rgba: Tensor, generator: torch.Generator) -> MatteBatch:
     """Composite, decorate and degrade a batch of cut-outs.

@@ -1,6 +1,7 @@
 """Foreground colours under a soft alpha, without the colour fringe of the background."""
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .guided_filter import box_mean
 
@@ -35,6 +36,21 @@ def estimate_foreground(rgb: Tensor, alpha: Tensor, valid: Tensor | None = None,
         foreground = (near_foreground + cover * rest * weight).clamp(0, 1)
         far_foreground, far_background = foreground, background
     return foreground.permute(1, 2, 0).contiguous()
+
+
+def sure_part(alpha: Tensor, valid: Tensor, margin: int = 3) -> Tensor:
+    """A matte without its outermost pixels, whose colours are half the background's however sure it is of them.
+
+    The least alpha within ``margin`` pixels, softened by a box of two thirds of that; the border of the photograph is
+    no outline. `estimate_foreground` then takes an outline's colours from further inside: the sides of a head are seen
+    through these pixels alone.
+
+    Args: alpha, valid (S, S, 1) in [0, 1]; margin: at S = 512, it scales with S. Returns: (S, S, 1), at most alpha.
+    """
+    radius = max(1, round(margin * alpha.shape[0] / 512))
+    inside = torch.maximum(alpha, 1 - valid).permute(2, 0, 1)
+    least = -F.max_pool2d(-inside[None], 2 * radius + 1, 1, radius)[0]
+    return torch.minimum(box_mean(least, max(1, round(2 * radius / 3))).permute(1, 2, 0), alpha)
 
 
 def _weighted_mean(picture: Tensor, weight: Tensor, radius: int, fallback: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .camera_estimate import CameraEstimate, check_camera_method, estimate_camer
 from .camera_net import WEIGHTS_FILE as CAMERA_WEIGHTS
 from .camera_net import load_camera_net
 from .detect import FaceDetector, find_face
-from .foreground import estimate_foreground
+from .foreground import estimate_foreground, sure_part
 from .head_pose import HeadPose, estimate_head_pose
 from .load import LoadedPhoto, load_photo
 from .matte import choose_matte, estimate_alpha
@@ -86,7 +86,10 @@ def prepare_photo(
     method = choose_matte(matte, has_own_alpha=_cuts_out(crop), announce=True)
     own = crop.valid if crop.alpha is None else crop.alpha
     alpha = own if method == "own" else own * estimate_alpha(_over_grey(crop), crop.valid, method)
-    rgb = estimate_foreground(crop.rgb, alpha, crop.valid) if method != "own" else _extend(crop.rgb, alpha)
+    if method == "own":
+        rgb = _extend(crop.rgb, alpha)
+    else:
+        rgb = estimate_foreground(crop.rgb, sure_part(alpha, crop.valid), crop.valid)
     warnings = warnings + _quality_warnings(source_to_crop, crop, alpha, method)
     for warning in warnings:
         _log.warning("%s", warning)

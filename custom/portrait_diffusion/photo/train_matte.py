@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .composites import make_batch
+from .composites import MatteBatch, make_batch
 from .matte_data import load_pool, read_frames, split_pool
 from .matte_loss import matte_loss
 from .matte_net import MATTE_SIZE, MatteNet
@@ -25,6 +25,7 @@ class MatteTrainConfig(NetTrainConfig):
     """Settings of one training run; ``seconds`` ends it, or ``steps`` when given."""
 
     size: int = MATTE_SIZE
+    repeats: int = 2
 
 
 class MatteTrainer(NetTrainer):
@@ -38,13 +39,26 @@ class MatteTrainer(NetTrainer):
         self.frames, self.held_out = split_pool(frames)
         super().__init__(MatteNet, config, frames.device)
 
+        self.pictures: tuple[int, MatteBatch] | None = None
+
+    def batch(self) -> MatteBatch:
+        """Composites of this step, a function of seed and step; they serve `repeats` steps, by turns as in a mirror.
+
+        Making them takes longer than the step that learns from them.
+        """
+        number, turn = divmod(self.step, self.config.repeats)
+        if self.pictures is None or self.pictures[0] != number:
+            generator = torch.Generator(self.device).manual_seed(self.config.seed * 2**32 + number)
+            picks = torch.randint(
+                0, len(self.frames), (self.config.batch_size,), generator=generator, device=self.device
+            )
+            self.pictures = number, make_batch(self.frames[picks], generator)
+        made = self.pictures[1]
+        return made.mirrored() if turn % 2 else made
+
     def losses(self) -> dict[str, Tensor]:
-        """Of a fresh batch."""
-        picks = torch.randint(
-            0, len(self.frames), (self.config.batch_size,), generator=self.generator, device=self.device
-        )
-        with torch.no_grad():
-            batch = make_batch(self.frames[picks], self.generator)
+        """Of this step's composites."""
+        batch = self.batch()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             logits = self.net(batch.rgb.contiguous(memory_format=torch.channels_last), batch.valid)
         return matte_loss(logits, batch)
