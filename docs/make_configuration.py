@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "custom"))
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.data.portrait import PortraitDataConfig  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
+from portrait_diffusion.schema import default_of  # noqa: E402
 from portrait_diffusion.settings import PipelineConfig  # noqa: E402
 from portrait_diffusion.systems.portrait import ExtraGuidance, PortraitSystem  # noqa: E402
 from portrait_diffusion.systems.stages import StageConfig  # noqa: E402
@@ -70,13 +71,6 @@ def field_docs(cls: type) -> dict[str, str]:
             elif node.end_lineno in comments:
                 docs[node.target.id] = comments[node.end_lineno]
     return docs
-
-
-def default_of(field: dataclasses.Field) -> object:
-    """Default value of a field; None when it has none."""
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def section_lines(cls: type, path: str, note: str = "", own: bool = False) -> list[str]:

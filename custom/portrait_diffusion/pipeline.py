@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from .preflight import check_prior_files
 from .priors.bundled import BundledPrior
 from .priors.published.adapter import PublishedPrior
 from .result import PortraitResult, Progress, assemble, render_preview, save_preview
+from .schema import default_of
 from .settings import (
     STAGE_KEYS,
     DataConfig,
@@ -234,18 +235,17 @@ def guidance_weights(system: dict) -> list[str]:
 
 def stage_defaults(system: dict) -> list[dict]:
     """Defaults that the stages go by where a configuration is silent: theirs, and those of the classes it names."""
-    own = {f.name: default_of(f) for f in fields(SystemConfig)}
+    own = plain_defaults(SystemConfig)
     kinds = [system.get(key, own[key]) for key in ("geometry_type", "renderer_type", "guidance_type")]
     kinds += [extra.get("type") for extra in system.get("extra_guidances") or []]
     classes = [getattr(host.find(kind), "Config", None) for kind in kinds if kind]
-    found = [{f.name: default_of(f) for f in fields(cls)} for cls in classes if is_dataclass(cls)]
+    found = [plain_defaults(cls) for cls in classes if is_dataclass(cls)]
     return [{key: own[key] for key in STAGE_KEYS}, asdict(StageConfig()), *found]
 
 
-def default_of(field: Field) -> Any:
-    """A dataclass field's default as JSON takes it."""
-    made = field.default if field.default_factory is MISSING else field.default_factory()
-    return None if made is MISSING else json.loads(json.dumps(made, default=str))
+def plain_defaults(cls: type) -> dict:
+    """Defaults of a dataclass's fields, as JSON takes them."""
+    return json.loads(json.dumps({field.name: default_of(field) for field in fields(cls)}, default=str))
 
 
 def weights_sha256(path: Path) -> str:

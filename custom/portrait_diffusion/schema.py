@@ -259,7 +259,7 @@ def _check_typed_section(section: DictConfig, schema: type, key: str, origin: st
     The name may be empty only where that is the schema's default, and only for a section without keys.
     """
     type_place, place = _join(path, f"{key}_type"), _join(path, key)
-    default = _default(schema, f"{key}_type")
+    default = next(default_of(field) for field in dataclasses.fields(schema) if field.name == f"{key}_type")
     name = section[f"{key}_type"] if f"{key}_type" in section else default
     values = section[key] if key in section else None
     if not name:
@@ -337,9 +337,11 @@ def _takes_keys(annotation: Any) -> bool:
     return any(dict in (a, typing.get_origin(a)) for a in (typing.get_args(annotation) if union else (annotation,)))
 
 
-def _default(schema: type, name: str) -> Any:
-    field = next(f for f in dataclasses.fields(schema) if f.name == name)
-    return "" if field.default is dataclasses.MISSING else field.default
+def default_of(field: dataclasses.Field) -> Any:
+    """Default value of a dataclass field, made anew where it has a factory; None when there is none."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _nearest(name: str, valid: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from .backgrounds import background, chance, defocus, fractal_noise, grid, random_colours, uniform
 from .degrade import degrade, recolour
 
-
 FACE = (0.0, 0.04), (0.42, 0.56)
 """Centre and half axes of an ellipse about the face in a canonical crop, [-1, 1] is the frame."""
 
@@ -122,9 +121,10 @@ def warp_foreground(premultiplied: Tensor, generator: torch.Generator) -> Tensor
 
 
 def swell(target: Tensor, generator: torch.Generator, most: float = 0.55) -> Tensor:
-    """Let hair, hats and shoulders of some persons reach further from the face, each side of it by an amount of its own.
+    """Let hair, hats and shoulders of some persons reach further from the face, on each side by its own amount.
 
-    Outside of the ellipse `FACE` a place at r times its radius shows what was at 1 + (r - 1) s, s from 1 - ``most`` to 1.
+    Outside of the ellipse `FACE` a place at r times its radius shows what was at 1 + (r - 1) s, with s from
+    1 - ``most`` to 1.
 
     Args: target (B, S, S, 2) places to sample, [-1, 1] is the frame. Returns: the same, faces unchanged.
     """
