@@ -166,13 +166,37 @@ def test_resumed_run_equals_an_uninterrupted_one(one_thread):
     straight, first, second = (CameraTrainer(heads(), config) for _ in range(3))
     for _ in range(4):
         straight.train_step()
-    for _ in range(2):
+    for _ in range(3):  # in the middle of a batch that serves two steps
         first.train_step()
     second.load_state(first.state())
-    for _ in range(2):
-        second.train_step()
+    second.train_step()
     for expected, value in zip(straight.net.parameters(), second.net.parameters()):
         assert torch.allclose(expected, value, atol=1e-6)
+
+
+def test_the_mirrored_batch_is_the_mirrored_picture_from_the_mirrored_camera(monkeypatch):
+    """The marks of the test heads, found in the mirrored pictures, are at the mirrored anchors."""
+    from portrait_diffusion.photo import camera_data
+
+    shown = []
+    real = camera_data.compose
+    monkeypatch.setattr(camera_data, "compose", lambda placed, *a, **k: shown.append(placed) or real(placed, *a, **k))
+    trainer = CameraTrainer(heads(24, 128), CameraTrainConfig(steps=9, batch_size=16, size=128))
+    first = trainer.batch()
+    trainer.step = 1
+    second = trainer.batch()
+    assert len(shown) == 1  # made once
+    assert torch.equal(second.rgb, first.rgb.flip(-1)) and torch.equal(second.valid, first.valid.flip(-1))
+    assert torch.equal(second.angles, first.angles * torch.tensor([-1.0, 1.0]))
+    assert (second.anchors[:, 0, 0] < second.anchors[:, 1, 0]).all()  # left stays left
+    red = shown[0].flip(-1)[:, 0]
+    marks = centroid((red - 0.6 * red.amax((1, 2), keepdim=True)).clamp_min(0))
+    off = torch.minimum(*((marks - second.anchors[:, k]).norm(dim=-1) for k in (0, 1)))  # an eye, mirrored or not
+    assert float(off.max()) < 0.01
+    again = second.mirrored()
+    torch.testing.assert_close(again.anchors, first.anchors)
+    trainer.step = 2
+    assert not torch.equal(trainer.batch().rgb, first.rgb)
 
 
 def test_it_learns_a_few_heads():

@@ -58,6 +58,11 @@ class CameraBatch:
     angles: Tensor
     anchors: Tensor
 
+    def mirrored(self) -> "CameraBatch":
+        """The same photographs, left and right exchanged, and where their cameras stand then."""
+        angles, anchors = mirrored_camera(self.angles, self.anchors)
+        return CameraBatch(self.rgb.flip(-1), self.valid.flip(-1), angles, anchors)
+
 
 def load_camera_pool(folder, size: int, device: torch.device, max_frames: int, max_yaw_deg: float) -> CameraPool:
     """Views of training shards, resized, on a device.
@@ -94,8 +99,8 @@ def make_camera_batch(pool: CameraPool, size: int, generator: torch.Generator) -
     layers = premultiply(pool.frames)
     layers = torch.where(mirror, layers.flip(-1), layers)
     flip = mirror[:, 0, 0]  # (B, 1)
-    angles = torch.where(flip, pool.angles * pool.angles.new_tensor([-1.0, 1.0]), pool.angles)
-    flipped = pool.landmarks[:, MIRRORED, :] * pool.angles.new_tensor([-1.0, 1.0]) + pool.angles.new_tensor([1.0, 0.0])
+    turned, flipped = mirrored_camera(pool.angles, pool.landmarks)
+    angles = torch.where(flip, turned, pool.angles)
     landmarks = torch.where(flip[..., None], flipped, pool.landmarks)
     noise = torch.randn(landmarks.shape, generator=generator, device=landmarks.device)
     z, s = crop_of(landmarks + LANDMARK_NOISE * noise)
@@ -110,6 +115,12 @@ def make_camera_batch(pool: CameraPool, size: int, generator: torch.Generator) -
     placed = F.grid_sample(layers, grid, padding_mode="border", align_corners=False)
     made = compose(placed, placed, generator, dressed=False)
     return CameraBatch(made.rgb, made.valid, angles, anchors)
+
+
+def mirrored_camera(angles: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles (B, 2) in degrees and landmarks (B, 4, 2) in [0, 1], eyes and mouth corners, of the mirrored picture."""
+    across = angles.new_tensor([-1.0, 1.0])
+    return angles * across, landmarks[:, MIRRORED, :] * across + angles.new_tensor([1.0, 0.0])
 
 
 def crop_of(landmarks: Tensor) -> tuple[Tensor, Tensor]:

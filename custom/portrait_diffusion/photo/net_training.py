@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class NetTrainConfig:
     seconds: float = 200.0
     steps: int = 0
     batch_size: int = 96
+    repeats: int = 2
+    """Steps that a batch of pictures serves, every other one in a mirror: making them takes as long as a step."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -40,28 +42,33 @@ Config = TypeVar("Config", bound=NetTrainConfig)
 
 
 class NetTrainer(ABC):
-    """State of a run: network, its moving average, optimizer, generator, progress.
+    """State of a run: network, its moving average, optimizer, progress.
 
-    Args: build: makes the network, after the seed is set; config; device.
+    Args: build: makes the network, after the seed is set; pool: what pictures are made from, it has a length and is
+        indexed by tensors; config; device.
     """
 
     name: str
     """Of the files: ``NAME.safetensors`` with its card, and ``NAME_train.pt``."""
 
-    def __init__(self, build: type[nn.Module], config: NetTrainConfig, device: torch.device):
-        self.config, self.device = config, device
+    def __init__(self, build: type[nn.Module], pool, config: NetTrainConfig, device: torch.device):
+        self.pool, self.config, self.device = pool, config, device
         torch.manual_seed(config.seed)  # initial weights
         self.net = build().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
-        self.generator = torch.Generator(device).manual_seed(config.seed)
         self.step, self.elapsed = 0, 0.0
+        self._made: tuple[int, Any] | None = None
 
     @abstractmethod
-    def losses(self) -> dict[str, Tensor]:
-        """Loss terms of a fresh batch, ``total`` among them."""
+    def pictures(self, rows, generator: torch.Generator):
+        """A batch of pictures, with ``mirrored()``. Args: rows of the pool; generator: source of all randomness."""
+
+    @abstractmethod
+    def losses(self, batch) -> dict[str, Tensor]:
+        """Loss terms of such a batch, ``total`` among them."""
 
     @abstractmethod
     def about(self) -> dict:
@@ -82,6 +89,19 @@ class NetTrainer(ABC):
         config = self.config
         return min(1.0, self.step / config.steps if config.steps else self.elapsed / config.seconds)
 
+    @torch.no_grad()
+    def batch(self):
+        """Pictures of this step: a function of seed and step, so that a resumed run sees what it would have seen."""
+        number, turn = divmod(self.step, self.config.repeats)
+        if self._made is None or self._made[0] != number:
+            generator = torch.Generator(self.device).manual_seed(self.config.seed * 2**32 + number)
+            picks = torch.randint(
+                0, len(self.pool), (self.config.batch_size,), generator=generator, device=self.device
+            )
+            self._made = number, self.pictures(self.pool[picks], generator)
+        made = self._made[1]
+        return made.mirrored() if turn % 2 else made
+
     def train_step(self) -> dict[str, Tensor]:
         """One optimizer step; returns the loss terms, detached."""
         config = self.config
@@ -89,7 +109,7 @@ class NetTrainer(ABC):
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress()))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        terms = self.losses()
+        terms = self.losses(self.batch())
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -106,7 +126,6 @@ class NetTrainer(ABC):
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
             "step": self.step,
             "elapsed": self.elapsed,
         }
@@ -116,7 +135,6 @@ class NetTrainer(ABC):
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
         self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
 
     def train(self, out: Path, log_every: int = 100) -> Path:
@@ -173,6 +191,7 @@ def training_options(told: str, kind: type[Config], max_frames: int, max_yaw: fl
     parser.add_argument("--size", type=int, default=config.size, help="side of the training pictures, a multiple of 32")
     parser.add_argument("--eval-batches", type=int, default=config.eval_batches, help="batches of the card's held-out "
                         "test")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=config.repeats, help="steps that a batch of pictures serves")
     parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps)
     parser.add_argument("--seed", type=int, default=config.seed)
     parser.add_argument("--max-frames", type=int, default=max_frames)

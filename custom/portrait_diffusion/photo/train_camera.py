@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
-from .camera_data import CameraPool, crop_of, load_camera_pool, make_camera_batch
+from .camera_data import CameraBatch, CameraPool, crop_of, load_camera_pool, make_camera_batch
 from .camera_net import CAMERA_SIZE, CameraNet
 from .matte_data import split_pool
 from .net_training import NetTrainConfig, NetTrainer, training_options
@@ -38,15 +38,15 @@ class CameraTrainer(NetTrainer):
     name = "camera"
 
     def __init__(self, pool: CameraPool, config: CameraTrainConfig):
-        self.pool, self.held_out = split_pool(pool)
-        super().__init__(CameraNet, config, pool.frames.device)
+        pool, self.held_out = split_pool(pool)
+        super().__init__(CameraNet, pool, config, pool.frames.device)
 
-    def losses(self) -> dict[str, Tensor]:
-        """Of a fresh batch: mean absolute errors, anchors in tenths of the eye distance, angles in ``LOSS_DEG``."""
-        config = self.config
-        picks = torch.randint(0, len(self.pool), (config.batch_size,), generator=self.generator, device=self.device)
-        with torch.no_grad():
-            batch = make_camera_batch(self.pool[picks], config.size, self.generator)
+    def pictures(self, rows: CameraPool, generator: torch.Generator) -> CameraBatch:
+        """Crops of some views."""
+        return make_camera_batch(rows, self.config.size, generator)
+
+    def losses(self, batch: CameraBatch) -> dict[str, Tensor]:
+        """Mean absolute errors, anchors in tenths of the eye distance, angles in ``LOSS_DEG``."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             angles, anchors = self.net(batch.rgb.contiguous(memory_format=torch.channels_last), batch.valid)
         places = F.smooth_l1_loss(anchors / (0.1 * EYE_DISTANCE), batch.anchors / (0.1 * EYE_DISTANCE), beta=0.2)

@@ -25,7 +25,6 @@ class MatteTrainConfig(NetTrainConfig):
     """Settings of one training run; ``seconds`` ends it, or ``steps`` when given."""
 
     size: int = MATTE_SIZE
-    repeats: int = 2
 
 
 class MatteTrainer(NetTrainer):
@@ -36,29 +35,15 @@ class MatteTrainer(NetTrainer):
     def __init__(self, frames: Tensor, config: MatteTrainConfig):
         if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 4 or len(frames) == 0:
             raise UsageError(f"frames must be (M, S, S, 4) uint8 with M > 0, got {tuple(frames.shape)} {frames.dtype}.")
-        self.frames, self.held_out = split_pool(frames)
-        super().__init__(MatteNet, config, frames.device)
+        frames, self.held_out = split_pool(frames)
+        super().__init__(MatteNet, frames, config, frames.device)
 
-        self.pictures: tuple[int, MatteBatch] | None = None
+    def pictures(self, rows: Tensor, generator: torch.Generator) -> MatteBatch:
+        """Composites of some frames."""
+        return make_batch(rows, generator)
 
-    def batch(self) -> MatteBatch:
-        """Composites of this step, a function of seed and step; they serve `repeats` steps, by turns as in a mirror.
-
-        Making them takes longer than the step that learns from them.
-        """
-        number, turn = divmod(self.step, self.config.repeats)
-        if self.pictures is None or self.pictures[0] != number:
-            generator = torch.Generator(self.device).manual_seed(self.config.seed * 2**32 + number)
-            picks = torch.randint(
-                0, len(self.frames), (self.config.batch_size,), generator=generator, device=self.device
-            )
-            self.pictures = number, make_batch(self.frames[picks], generator)
-        made = self.pictures[1]
-        return made.mirrored() if turn % 2 else made
-
-    def losses(self) -> dict[str, Tensor]:
-        """Of this step's composites."""
-        batch = self.batch()
+    def losses(self, batch: MatteBatch) -> dict[str, Tensor]:
+        """See `matte_loss`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             logits = self.net(batch.rgb.contiguous(memory_format=torch.channels_last), batch.valid)
         return matte_loss(logits, batch)
@@ -68,7 +53,7 @@ class MatteTrainer(NetTrainer):
         return {
             "name": "MatteNet",
             "task": "soft alpha of the person in a canonical portrait crop",
-            "frames": len(self.frames),
+            "frames": len(self.pool),
             "held_out_synthetic": evaluate(self.average, self.held_out, self.config.eval_batches),
         }
 
