@@ -88,8 +88,10 @@ def test_far_views_have_nothing_to_compare():
     r = request(0, 170)
     sampler = make()
     noise = sampler.candidates(r)
+    assert len(noise) == 1, "opposite views do not pay for candidates"
     best = sampler.choose(torch.randn(noise.shape, generator=generator(4)), noise, r.generator)
-    assert best.tolist() == [0, 0] and sampler.statistics["compared"] == 0
+    assert best.tolist() == [0, 0] and sampler.statistics["compared"] == sampler.statistics["rows"] == 0
+    assert len(make(max_pair_deg=175.0).candidates(request(0, 170))) == 2
 
 
 def test_cadence_and_state():
@@ -129,5 +131,9 @@ def test_the_guidance_compares_in_one_call_and_logs_it(tmp_path):
     second = guidance(rgb, c2w=r.c2w, fovy=r.fovy, depth=depth, opacity=(depth > 0).float())
     assert rows == [4, 2] and first["noise_rows"] == 2 and 0 <= first["noise_accepted"] <= 1
     assert "noise_rows" not in second
+    far = request(20, 200)
+    depth = far.depth.repeat_interleave(4, 1).repeat_interleave(4, 2)[..., None]
+    third = guidance(rgb, c2w=far.c2w, fovy=far.fovy, depth=depth, opacity=(depth > 0).float())
+    assert rows == [4, 2, 2] and third["noise_rows"] == 0 and "noise_accepted" not in third
     second["loss_sds"].backward()
     assert float(rgb.grad.abs().sum()) > 0

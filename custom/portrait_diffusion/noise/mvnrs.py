@@ -29,7 +29,7 @@ class MVNRSNoise(NoiseSampler):
     class Config(NoiseSampler.Config):
         azimuths: list = field(default_factory=lambda: list(range(-180, 180, 30)))  # of the anchors, degrees
         elevations: list = field(default_factory=lambda: [-20, 0, 20])  # of the anchors, degrees
-        resample_every: int = 10  # steps between comparisons; each costs (candidates - 1) more rows of the denoiser
+        resample_every: int = 10  # steps between comparisons; each costs a view (candidates - 1) rows of the denoiser
         candidates: int = 2  # noises compared: the anchors' and fresh ones
         max_rounds: int = 100  # comparisons after which an anchor is made anew, against the drift of selection
         max_pair_deg: float = 60.0  # views further apart are no neighbours
@@ -79,12 +79,15 @@ class MVNRSNoise(NoiseSampler):
             return self._carried(request)[0]
 
     def candidates(self, request: NoiseRequest) -> Tensor:
-        """(K, B, C, h, w): the anchors' noise, then fresh noise that is the same on the surface that views share."""
+        """(K, B, C, h, w): the anchors' noise, then fresh noise that is the same on the surface that views share.
+
+        K is 1 where no views of the batch are neighbours: opposite views have nothing to compare, and pay for nothing.
+        """
         with self.timed():
             noise, views, index = self._carried(request)
             self._last = views, index
             rows = [noise]
-            for _ in range(self.cfg.candidates - 1):
+            for _ in range(self.cfg.candidates - 1 if len(self._pairs(views)) else 0):
                 rows.append(self._redraw(request, views))
             return torch.stack(rows)
 

@@ -70,7 +70,7 @@ class NoiseSampler(BaseObject):
         return False
 
     def candidates(self, request: NoiseRequest) -> Tensor:
-        """(K, B, C, h, w) noises to compare; only asked for in steps of comparison."""
+        """(K, B, C, h, w) noises to compare, one where there is nothing to; asked for in steps of comparison."""
         raise NotImplementedError
 
     def choose(self, gradients: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
