@@ -224,3 +224,5 @@ def test_it_learns_a_single_batch():
 def test_wrong_frames_are_refused():
     with pytest.raises(UsageError, match="frames must be"):
         MatteTrainer(torch.zeros(2, 8, 8, 3), MatteTrainConfig())
+    with pytest.raises(UsageError, match="at least one step; repeats is 0"):
+        MatteTrainConfig(repeats=0)

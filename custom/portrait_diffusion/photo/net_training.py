@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import default_device
+from ..errors import UsageError
 from ..files import atomic_path
 from .net_files import save_net
 
@@ -36,6 +37,10 @@ class NetTrainConfig:
     eval_batches: int = 4
     seed: int = 0
     save_every_seconds: float = 60.0
+
+    def __post_init__(self):
+        if self.repeats < 1:
+            raise UsageError(f"A batch of pictures must serve at least one step; repeats is {self.repeats}.")
 
 
 Config = TypeVar("Config", bound=NetTrainConfig)
