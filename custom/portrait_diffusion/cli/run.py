@@ -108,9 +108,9 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     if args.dry_run:
         print("All inputs are in order; nothing was written.", file=told)
         return 0
-    if remote is not None and not confirmed("Run this?", args.yes, told):
-        return fail("Not run; nothing was written.", UsageError.exit_code, "")
     if remote is not None:
+        if not confirmed("Run this?", args.yes, told):
+            return fail("Not run; nothing was written.", UsageError.exit_code, "")
         check_stages(pipeline.config.system)
     command = [*program(), *argv]
     progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)

@@ -85,9 +85,10 @@ class MVNRSNoise(NoiseSampler):
         """
         with self.timed():
             noise, views, index = self._carried(request)
-            self._last = views, index
+            pairs = self._pairs(views)
+            self._last = views, index, pairs
             rows = [noise]
-            for _ in range(self.cfg.candidates - 1 if len(self._pairs(views)) else 0):
+            for _ in range(self.cfg.candidates - 1 if len(pairs) else 0):
                 rows.append(self._redraw(request, views))
             return torch.stack(rows)
 
@@ -100,9 +101,8 @@ class MVNRSNoise(NoiseSampler):
             return self._choose(gradients, noise, generator)
 
     def _choose(self, gradients: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-        views, index = self._last
+        views, index, pairs = self._last
         b = gradients.shape[1]
-        pairs = self._pairs(views)
         best = torch.zeros(b, dtype=torch.long, device=gradients.device)
         self.statistics = {"compared": float(len(pairs)), "rows": float((len(gradients) - 1) * b)}
         if len(pairs) == 0:

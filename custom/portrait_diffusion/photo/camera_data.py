@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..ops.cameras import projected_landmarks
 from ..ops.canonical import CANONICAL_LANDMARKS_CROP
 from .backgrounds import chance
-from .camera_net import MIRRORED
+from .camera_net import mirrored_camera
 from .composites import compose, premultiply
 from .matte_data import read_shards, resize_frames, seen_from_front
 
@@ -115,12 +115,6 @@ def make_camera_batch(pool: CameraPool, size: int, generator: torch.Generator) -
     placed = F.grid_sample(layers, grid, padding_mode="border", align_corners=False)
     made = compose(placed, placed, generator, dressed=False)
     return CameraBatch(made.rgb, made.valid, angles, anchors)
-
-
-def mirrored_camera(angles: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles (B, 2) in degrees and landmarks (B, 4, 2) in [0, 1], eyes and mouth corners, of the mirrored picture."""
-    across = angles.new_tensor([-1.0, 1.0])
-    return angles * across, landmarks[:, MIRRORED, :] * across + angles.new_tensor([1.0, 0.0])
 
 
 def crop_of(landmarks: Tensor) -> tuple[Tensor, Tensor]:

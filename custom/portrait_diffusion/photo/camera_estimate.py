@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..ops.similarity import apply, compose, crop_from_landmarks, inverse
 from .align import resample, valid_mask
-from .camera_net import CAMERA_SIZE, MIRRORED, CameraNet
+from .camera_net import CAMERA_SIZE, CameraNet, mirrored_camera
 from .head_pose import HeadPose
 
 CAMERA_METHODS = ("network", "landmarks")
@@ -87,11 +87,12 @@ def estimate_camera(rgb: Tensor, landmarks, net: CameraNet) -> CameraEstimate:
         shown = torch.cat([crops[:, :3].clamp(0, 1) * valid, valid], 1)
         shown = torch.where(mirrored, shown.flip(-1), shown)
         angles, anchors = net(shown[:, :3], shown[:, 3:])
-        angles = torch.where(mirrored[:, :, 0, 0], angles * torch.tensor([-1.0, 1.0]), angles)
+        anchors = anchors.double()
+        turned, flipped = mirrored_camera(angles, anchors)
+        angles = torch.where(mirrored[:, :, 0, 0], turned, angles)
+        anchors = torch.where(mirrored[:, :, 0], flipped, anchors)
         found = []
-        for points, (matrix, mirror) in zip((anchors.double() * CAMERA_SIZE).numpy(), cuts):
-            if mirror:
-                points = points[list(MIRRORED)] * [-1.0, 1.0] + [CAMERA_SIZE, 0.0]
+        for points, (matrix, _) in zip((anchors * CAMERA_SIZE).numpy(), cuts):
             found.append(apply(inverse(compose(matrix, to_wide)), points))
         where = np.mean(found, 0)
     azimuth, elevation = angles.mean(0).tolist()

@@ -57,6 +57,12 @@ class CameraNet(nn.Module):
         return found[:, :2] * ANGLE_DEG, self.canonical + SPREAD * found[:, 2:].view(-1, 4, 2)
 
 
+def mirrored_camera(angles: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles (B, 2) in degrees and landmarks (B, 4, 2) in [0, 1], eyes and mouth corners, of the mirrored picture."""
+    across = angles.new_tensor([-1.0, 1.0])
+    return angles * across, landmarks[:, MIRRORED, :] * across + angles.new_tensor([1.0, 0.0])
+
+
 def load_camera_net(path=None) -> CameraNet:
     """Read CameraNet from a safetensors file onto the CPU, in evaluation mode.
 

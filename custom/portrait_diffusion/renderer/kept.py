@@ -108,7 +108,8 @@ def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
     raw = geometry.restored(torch.cat([view.raw.reshape(-1, 4) for view in views]), points, rows)
     density, colour = geometry.activated(raw, points)
     t, deltas = (torch.cat([getattr(view, name) for view in views]) for name in ("t", "deltas"))
-    *marched, _, spread = composite_rays(density.view(*t.shape, 1), colour.view(*t.shape, 3), t, deltas, "torch")
+    density, colour = density.view(*t.shape, 1), colour.view(*t.shape, 3)
+    rgb, opacity, depth, _, variance = composite_rays(density, colour, t, deltas, "torch")
     height, width = views[0].size
     pixels = torch.cat([view.index + k * height * width for k, view in enumerate(views)])
 
@@ -116,6 +117,7 @@ def render_kept(geometry, views: list[KeptRays]) -> dict[str, Tensor]:
         full = values.new_zeros(len(views) * height * width, values.shape[-1]).index_copy(0, pixels, values)
         return full.view(len(views), height, width, -1)
 
-    rgb, opacity, depth, variance = (image(values) for values in (*marched, spread))
-    shown = {"comp_rgb": rgb + 1 - opacity, "comp_rgb_fg": rgb, "opacity": opacity, "depth": depth}
-    return shown | {"z_variance": variance}
+    rgb, opacity, depth, variance = map(image, (rgb, opacity, depth, variance))
+    return {
+        "comp_rgb": rgb + 1 - opacity, "comp_rgb_fg": rgb, "opacity": opacity, "depth": depth, "z_variance": variance,
+    }  # fmt: skip
