@@ -4,6 +4,8 @@ Torch's DDP reduces gradients inside the backward pass, which a captured CUDA gr
 its own graph and one all-reduce averages the gradients afterwards.
 """
 
+import atexit
+
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
@@ -31,10 +33,21 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients)])
 
 
+def leave() -> None:
+    """Close the connections to the other ranks, where there are any.
+
+    The threads of gloo's connections must not outlive the interpreter: a process that ends with them open is aborted
+    now and then ("terminate called without an active exception"), after its work and with an exit status of failure.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class RanksStrategy(DDPStrategy):
     """Lightning's processes and devices of DDP without its wrapper; all ranks begin with the weights of rank 0."""
 
     def configure_ddp(self) -> None:
         """Nothing is wrapped; `average_gradients` is the step's own business."""
+        atexit.register(leave)  # Lightning does so for nccl alone
         for tensor in self.model.state_dict().values():
             dist.broadcast(tensor, src=0)
