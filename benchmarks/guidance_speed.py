@@ -42,7 +42,7 @@ def build(tiny_vae: bool, small: bool = False) -> AssembledHPDM:
     groups = 8 if small else 32
     text = 16 if small else 768
     unet = UNet2DConditionModel(
-        sample_size=64, block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8,
+        sample_size=8 if small else 64, block_out_channels=widths, cross_attention_dim=text, attention_head_dim=8,
         layers_per_block=1 if small else 2, norm_num_groups=groups,
     )  # fmt: skip
     blocks = 4
