@@ -109,7 +109,7 @@ MINI_VARIANTS: dict[str, tuple[str, dict]] = {
                 "milestones": [50], "reference_every": 3, "views_every": 50, "max_step_percent": [0, 0.4, 0.1, 100],
                 "guidance": 0.01,
                 "loss": {"lambda_rgb": 100, "lambda_alpha": 5, "lambda_perceptual": 1, "lambda_tv": 1,
-                         "lambda_z_variance": 1000},
+                         "lambda_chroma_tv": 3, "lambda_z_variance": 1000},
             },
             "system.scheduler.args.total_iters": 220,
             "system.guidance.noise_sampler_type": "portrait-diffusion-mvnrs-noise",

@@ -39,3 +39,19 @@ def test_variation_of_a_ramp_and_size_of_a_grid():
     grid = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 4)
     assert losses.total_variation(grid) == 1 and losses.size(2 * torch.ones(2, 2)) == 4
     assert losses.total_variation(grid.transpose(2, 4)) == 1
+
+
+def test_variation_of_colour_sees_no_density_and_no_lightness():
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 1, 1, 4, 4, 4)
+    density, light = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    grey = torch.cat([density, light, light, light], dim=2)
+    assert losses.chroma_variation(grey) < 1e-6 < losses.total_variation(grey)
+    # red less the mean of the colours: 2/3 of a step of one along the width, the others -1/3: a mean of 4/9
+    red = torch.arange(4.0).expand(shape)
+    coloured = grey + torch.cat([7 * red, red, 0 * red, 0 * red], dim=2)
+    assert losses.chroma_variation(coloured) == pytest.approx(4 / 9, rel=1e-5)
+    coloured.requires_grad_(True)
+    (slope,) = torch.autograd.grad(losses.chroma_variation(coloured), coloured)
+    assert slope[:, :, 0].abs().max() == 0 and slope[:, :, 1:].sum(2).abs().max() < 1e-7
+    assert slope[:, :, 1:].abs().max() > 0

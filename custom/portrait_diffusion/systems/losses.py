@@ -43,6 +43,15 @@ def total_variation(grid: Tensor) -> Tensor:
     return sum(grid.diff(dim=axis).abs().mean() for axis in (-3, -2, -1))
 
 
+def chroma_variation(grid: Tensor) -> Tensor:
+    """Total variation of a grid's colours less their mean: coloured specks cost, light and dark strands are free.
+
+    Args: grid (..., 4, D, H, W), raw density and colour.
+    """
+    colour = grid[..., 1:, :, :, :]
+    return total_variation(colour - colour.mean(dim=-4, keepdim=True))
+
+
 def size(grid: Tensor) -> Tensor:
     """Mean square of a grid: staying near what the initialization gave."""
     return grid.square().mean()
@@ -55,7 +64,7 @@ RENDER_LOSSES = {
     "depth_smooth": lambda out: crooked_depth(out["depth"], out["opacity"]),
 }
 """Losses of one render by name: lambda_NAME in a stage's `loss`."""
-GRID_LOSSES = {"tv": total_variation, "restoration": size}
+GRID_LOSSES = {"tv": total_variation, "chroma_tv": chroma_variation, "restoration": size}
 """Losses of the restoration grid by name."""
 PHOTO_LOSSES = ("rgb", "alpha", "perceptual")
 """Losses of the photo's own view by name."""

@@ -65,7 +65,7 @@ class StageConfig:
     loss: dict = field(default_factory=dict)
     """lambda_NAME: weight of a loss, a schedule, 0 if missing. Of the photo's view: rgb, alpha, perceptual; of painted
     views: painted, painted_perceptual; of every render: opaque, sparsity, z_variance (hard surfaces), depth_smooth; of
-    the grid: tv, restoration. See `systems.losses`."""
+    the grid: tv, chroma_tv (coloured specks), restoration. See `systems.losses`."""
 
     def __post_init__(self) -> None:
         if self.pairs not in PAIRS:
