@@ -29,7 +29,7 @@ from portrait_diffusion.errors import OutOfMemory  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 from portrait_diffusion.settings import load_pipeline_config  # noqa: E402
-from portrait_diffusion.systems.stages import Schedule, StageConfig  # noqa: E402
+from portrait_diffusion.systems.stages import Schedule  # noqa: E402
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz,", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz,")]
 
@@ -98,18 +98,13 @@ def phases(times: dict[str, list[float]], short: Schedule, whole: Schedule) -> l
     found = []
     for name, stage in short.stages.items():
         full = whole.stages[name]
-        for part, size in enumerate(stage.resolution):
-            spent = [t for step, t in enumerate(times.get(name, [])) if part_of(stage, step) == part]
+        for size in stage.resolution:
+            spent = [t for step, t in enumerate(times.get(name, [])) if stage.resolution_at(step) == size]
             if len(spent) > 1:
                 found.append({"stage": name, "resolution": size, "first s": round(spent[0], 3),
                               "s": round(statistics.mean(spent[1:]), 4), "of": len(spent),
-                              "steps": sum(part_of(full, step) == part for step in range(full.steps))})  # fmt: skip
+                              "steps": sum(full.resolution_at(step) == size for step in range(full.steps))})
     return found
-
-
-def part_of(stage: StageConfig, step: int) -> int:
-    """Which of the stage's resolutions a step has."""
-    return sum(step >= milestone for milestone in stage.milestones)
 
 
 def one(name: str, limit_gb: float | None, photo: Path, share: float, overrides: list[str], tiny: Path) -> dict:

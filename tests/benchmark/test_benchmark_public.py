@@ -16,7 +16,7 @@ PHOTO = Path(__file__).resolve().parents[2] / "examples" / "astronaut.png"
 
 def stages(steps: int, milestone: int) -> dict:
     fade = [0, 0.5, 0.2, steps]
-    return {"restore": {"steps": steps, "resolution": [32, 32], "milestones": [milestone], "max_step_percent": fade}}
+    return {"restore": {"steps": steps, "resolution": [32, 64], "milestones": [milestone], "max_step_percent": fade}}
 
 
 def test_a_shortened_run_has_the_same_parts():
