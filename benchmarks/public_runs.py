@@ -66,9 +66,11 @@ def write_text_parts(folder: Path) -> None:
 
 
 def shortened(stages: dict, share: float) -> list[str]:
-    """Overrides that leave this share of each stage's steps, two at least to each resolution."""
+    """Overrides that leave this share of each stage's steps, two at least to each resolution; one without has none."""
     found = []
     for name, stage in stages.items():
+        if not stage["steps"]:
+            continue
         least = 2 * len(stage["resolution"])
         steps = max(least, round(share * stage["steps"]))
         milestones = [max(2, round(steps * m / stage["steps"])) for m in stage["milestones"]]

@@ -26,6 +26,7 @@ def test_a_shortened_run_has_the_same_parts():
         "system.stages.restore.max_step_percent=[0, 0.5, 0.2, 6]",
     ]  # fmt: skip
     assert public_runs.shortened(stages(600, 300), 1e-6)[0].endswith("steps=4"), "two of each resolution"
+    assert public_runs.shortened(stages(0, 0), 0.5) == []
 
 
 def test_steps_count_to_their_resolution_and_the_first_of_each_apart():
