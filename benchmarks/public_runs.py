@@ -25,7 +25,6 @@ import guidance_speed  # noqa: E402
 from measuring import circumstances  # noqa: E402
 from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.devices import is_out_of_memory  # noqa: E402
-from portrait_diffusion.errors import OutOfMemory  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
 from portrait_diffusion.settings import load_pipeline_config  # noqa: E402
@@ -112,10 +111,10 @@ def phases(times: dict[str, list[float]], short: Schedule, whole: Schedule) -> l
 def one(name: str, limit_gb: float | None, photo: Path, share: float, overrides: list[str], tiny: Path) -> dict:
     """A shortened run of a configuration: steps, seconds, memory, and whether it fitted into the limit."""
     device, path = host.get_device(), ROOT / "configs" / f"{name}.yaml"
-    whole, plain = load_pipeline_config(path, overrides)
-    stages = plain["system"]["stages"]
+    system = load_pipeline_config(path, overrides)[1]["system"]
+    stages = system["stages"]
     settings = [*overrides, *shortened(stages, share), "preview_every=0"]
-    if plain["system"]["guidance"].get("vae"):
+    if system["guidance"].get("vae"):
         settings.append(f"system.guidance.vae={tiny}")
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -133,8 +132,8 @@ def one(name: str, limit_gb: float | None, photo: Path, share: float, overrides:
             result.save(folder)
             row["export"] = round(time.perf_counter() - exporting, 2)
         row |= {"status": "ok", "denoiser_rows": result.denoiser_rows}
-    except (RuntimeError, MemoryError, OutOfMemory) as error:
-        if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         row |= {"status": "out of memory", "reason": str(error).splitlines()[0][:200]}
     row["seconds"] = round(time.perf_counter() - start, 2)
