@@ -27,6 +27,7 @@ from portrait_diffusion import host  # noqa: E402
 from portrait_diffusion.devices import is_out_of_memory  # noqa: E402
 from portrait_diffusion.files import write_text  # noqa: E402
 from portrait_diffusion.pipeline import PortraitPipeline  # noqa: E402
+from portrait_diffusion.preflight import check_run  # noqa: E402
 from portrait_diffusion.settings import load_pipeline_config  # noqa: E402
 from portrait_diffusion.systems.stages import Schedule  # noqa: E402
 
@@ -121,7 +122,9 @@ def one(name: str, limit_gb: float | None, photo: Path, share: float, overrides:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.set_per_process_memory_fraction(1.0 if limit_gb is None else limit_gb * 1e9 / total)
-    watch, pipeline = Stopwatch(), PortraitPipeline.from_config(path, settings)
+    pipeline = PortraitPipeline.from_config(path, settings)
+    check_run(pipeline.config, name)
+    watch = Stopwatch()
     row: dict = {"configuration": name, "limit_gb": limit_gb}
     start = time.perf_counter()
     try:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from portrait_diffusion.errors import EnvironmentProblem
 from portrait_diffusion.systems.stages import Schedule
 from test_configs import SMALL
 
@@ -53,3 +54,15 @@ def test_public_configurations_run_with_tiny_parts(tmp_path, monkeypatch, photo_
         ("restore", 64), ("refine", 32), ("refine", 48),
     ]  # fmt: skip
     assert row["expected s"] > row["seconds"], "600 and 1200 steps take longer than six"
+
+
+def test_what_the_export_lacks_is_told_before_the_run(tmp_path, monkeypatch):
+    """Minutes on a GPU were lost to a package that only the last step asked for."""
+
+    def no_ffmpeg():
+        raise EnvironmentProblem("imageio[ffmpeg] is missing")
+
+    monkeypatch.setattr("portrait_diffusion.preflight.find_ffmpeg", no_ffmpeg)
+    monkeypatch.setattr(public_runs.PortraitPipeline, "run", lambda *parts: pytest.fail("it ran"))
+    with pytest.raises(EnvironmentProblem, match="ffmpeg"):
+        public_runs.main([str(PHOTO), "portrait-12gb", "--small", "--out", str(tmp_path / "public.json")])
