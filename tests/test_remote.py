@@ -39,6 +39,7 @@ PAGES = {
     "/lines.yaml": b'name: "x\\ndevice  none"', "/page.yaml": b"\n<!DOCTYPE html><html><body>a: b</body></html>",
     "/public.yaml?a&b": b"system: {guidance_type: portrait-diffusion-hpdm-guidance, stages: {restore: {steps: 1}}, "
     b"guidance: {pretrained_model_name_or_path: org/base, controlnets: [{path: org/lines}]}}",
+    "/steps.yaml": b"system: {stages: {restore: {steps: 1, loss: {lambda_rgb: 1}}}}",
     "/weights.yaml": b"system: {prior: {checkpoint: /etc/passwd}}",
     "/bomb.yaml": b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
         b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (c, c, *([c - 1] * 9)) for c in range(98, 107)
@@ -256,12 +257,16 @@ def test_it_is_shown_and_asks(server, here, capsys, monkeypatch):
     assert started[0][0].config.system.inversion.latent_steps == 3
 
 
-def test_nothing_as_large_as_a_stranger_wants_is_built_before_it_is_agreed_to(server, here, monkeypatch):
-    built, arguments = [], ["--image", "me.png", "--config", f"{server}/good.yaml"]
+def test_nothing_as_large_as_a_stranger_wants_is_built_before_it_is_agreed_to(server, here, capsys, monkeypatch):
+    built, arguments = [], ["--image", "me.png", "--config", f"{server}/steps.yaml"]
     monkeypatch.setattr(preflight, "check_stages", built.append)
-    monkeypatch.setattr(run, "make_head", lambda *a: 0)
+    started = []
+    monkeypatch.setattr(run, "make_head", lambda *a: started.append(a) or 0)
     assert cli.main([*arguments, "--dry-run"]) == 0 and cli.main(arguments) == 2 and not built
-    assert cli.main([*arguments, "--yes"]) == 0 and len(built) == 1
+    assert "without building the stages" in capsys.readouterr().out
+    assert cli.main([*arguments, "--dry-run", "--yes"]) == 0 and len(built) == 1 and not started
+    assert capsys.readouterr().out.endswith("All inputs are in order; nothing was written.\n")
+    assert cli.main([*arguments, "--yes"]) == 0 and len(built) == 2 and len(started) == 1
 
 
 def end_of_input():

@@ -82,6 +82,7 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     from ..pipeline import PortraitPipeline
     from ..preflight import check_run, check_stages
     from ..remote import check_offline
+    from ..systems.stages import Schedule
 
     host.set_device(args.device)
     overrides = [*args.overrides, *(["data.aligned=true"] if args.aligned else [])]
@@ -105,13 +106,17 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     if args.dry_run or remote is not None:
         origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})" if remote else ""
         print(describe_run(pipeline, image, out, weights, origin), file=told)
+    if args.dry_run and remote is not None and not args.yes and Schedule(pipeline.config.system.stages).total:
+        print("All inputs are in order, as far as can be seen without building the stages, which may need much memory: "
+              "--dry-run --yes does that, too. Nothing was written.", file=told)  # fmt: skip
+        return 0
+    if remote is not None:
+        if not (args.dry_run or confirmed("Run this?", args.yes, told)):
+            return fail("Not run; nothing was written.", UsageError.exit_code, "")
+        check_stages(pipeline.config.system)
     if args.dry_run:
         print("All inputs are in order; nothing was written.", file=told)
         return 0
-    if remote is not None:
-        if not confirmed("Run this?", args.yes, told):
-            return fail("Not run; nothing was written.", UsageError.exit_code, "")
-        check_stages(pipeline.config.system)
     command = [*program(), *argv]
     progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
     return make_head(pipeline, image, out, progress, command, args.metrics)
