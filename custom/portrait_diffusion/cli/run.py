@@ -106,16 +106,15 @@ def run_checked(args: argparse.Namespace, argv: Sequence[str], remote, config_so
     if args.dry_run or remote is not None:
         origin = f"{remote.url} ({remote.size} bytes, SHA-256 {remote.sha256})" if remote else ""
         print(describe_run(pipeline, image, out, weights, origin), file=told)
-    if args.dry_run and remote is not None and not args.yes and Schedule(pipeline.config.system.stages).total:
-        print("All inputs are in order, as far as can be seen without building the stages, which may need much memory: "
-              "--dry-run --yes does that, too. Nothing was written.", file=told)  # fmt: skip
-        return 0
-    if remote is not None:
+    if remote is not None and (args.yes or not args.dry_run):
         if not (args.dry_run or confirmed("Run this?", args.yes, told)):
             return fail("Not run; nothing was written.", UsageError.exit_code, "")
         check_stages(pipeline.config.system)
     if args.dry_run:
-        print("All inputs are in order; nothing was written.", file=told)
+        unbuilt = remote is not None and not args.yes and Schedule(pipeline.config.system.stages).total
+        rest = (", as far as can be seen without building the stages, which may need much memory: --dry-run --yes does "
+                "that, too. Nothing was written.") if unbuilt else "; nothing was written."  # fmt: skip
+        print(f"All inputs are in order{rest}", file=told)
         return 0
     command = [*program(), *argv]
     progress = make_progress(sys.stderr, args.quiet, sys.stdout if args.json else None)
