@@ -28,7 +28,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     """The command of each step, without those options that depend on the clock."""
     out, weights = args.out, ROOT / "custom" / "portrait_diffusion" / "weights"
     source = ["--assets", args.assets, "--basis", args.basis, "--workers", args.workers, "--views", 12,
-              "--turned", args.turned]
+              "--turned", args.turned, "--grown", args.grown]
     held_out = ["--subjects", 64, "--sampling", "evaluation", "--shard-size", 4, "--extras", "label", "depth", "normal"]
     hpdm = ["train-hpdm", "--data", out / "train", "--out", out / "hpdm", "--quiet"]
     perceptual = ["--perceptual-weights", args.perceptual_weights] if args.perceptual_weights else []
@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train", nargs="+", choices=("hpdm", "prior"), default=["hpdm"], help="prior: needs two GPUs")
     parser.add_argument("--seed", type=int, default=0, help="of the training heads")
     parser.add_argument("--turned", type=float, default=0.7, help="share of people with turned shoulders")
+    parser.add_argument("--grown", type=float, default=0.0, help="share of people with haircuts that no asset has")
     parser.add_argument("--initial", type=Path, help="HPDM folder that the denoiser goes on from")
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument(

@@ -37,7 +37,7 @@ from .assets import find_assets
 from .heads import load_head_basis
 from .raster_gl import GLRasterizer
 from .raster_soft import SoftRasterizer
-from .sampling import sample_subject
+from .sampling import grown_hair, sample_subject
 from .scene import SceneBuilder
 from .subjects import SPLITS, canonical_lighting
 from .turn import sample_turn
@@ -64,10 +64,12 @@ class DatasetSpec:
     extras: tuple[str, ...] = ()  # of label, depth, normal
     version: int = VERSION
     turned: float = 0.0  # share of subjects whose shoulders are turned beneath the head, see `turn`
+    grown: float = 0.0  # share of those with hair who have a grown haircut, see `haircuts`
 
     def digest(self, *files: Path) -> str:
         """Short hash of the specification and of the given files' contents."""
-        told = {key: value for key, value in asdict(self).items() if key != "turned" or value}  # 0 is as before
+        later = ("turned", "grown")  # 0 is as before there were these
+        told = {key: value for key, value in asdict(self).items() if key not in later or value}
         h = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for path in files:
             h.update(Path(path).read_bytes())
@@ -130,6 +132,7 @@ class ShardRenderer:
         spec = self.spec
         subject = sample_subject(spec.seed, spec.split, index, self.basis, self.assets)
         subject = replace(subject, torso_deg=sample_turn(subject.rng(12), spec.turned))
+        subject = grown_hair(subject, spec.grown)
         if spec.sampling in FIXED_CAMERAS:
             subject = replace(subject, lighting=canonical_lighting())
             cameras = FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
@@ -176,6 +179,7 @@ def render_dataset(
     extras: Sequence[str] = (),
     backend: str = "auto",
     turned: float = 0.0,
+    grown: float = 0.0,
 ) -> Path:
     """Render a data set (resumes where an earlier run with the same arguments stopped).
 
@@ -195,12 +199,13 @@ def render_dataset(
         extras: any of label, depth, normal.
         backend: 'auto' (OpenGL where a context can be opened, else the software rasteriser), 'gl' or 'soft'.
         turned: share of subjects whose shoulders are turned and tilted beneath the head.
+        grown: share of subjects with a grown haircut in place of an asset's; buzz cuts and bald heads stay.
     Returns: path of manifest.json.
     Raises: UsageError, EnvironmentProblem.
     """
     spec = DatasetSpec(
         split, n_subjects, views_per_subject, size, seed, supersample, shard_size, sampling, tuple(sorted(extras)),
-        turned=turned,
+        turned=turned, grown=grown,
     )  # fmt: skip
     _check(spec)
     if basis is None:
@@ -261,6 +266,8 @@ def _check(spec: DatasetSpec) -> None:
         FIXED_CAMERAS[spec.sampling](spec.views_per_subject)
     if not 0 <= spec.turned <= 1:
         raise UsageError(f"turned is the share of subjects with turned shoulders, 0 to 1, not {spec.turned}.")
+    if not 0 <= spec.grown <= 1:
+        raise UsageError(f"grown is the share of subjects with a grown haircut, 0 to 1, not {spec.grown}.")
     unknown = set(spec.extras) - {"label", "depth", "normal"}
     if unknown:
         raise UsageError(f"extras can be label, depth, normal; not {', '.join(sorted(unknown))}.")
@@ -331,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--backend", default="auto", choices=BACKENDS, help="auto: OpenGL where it opens, else soft (much slower)"
     )
     parser.add_argument("--turned", type=float, default=0.0, help="share of subjects with turned, tilted shoulders")
+    parser.add_argument("--grown", type=float, default=0.0, help="share of subjects with haircuts that no asset has")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -350,6 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.extras,
             args.backend,
             args.turned,
+            args.grown,
         )
     except PortraitError as error:
         LOG.error("error: %s", error)

@@ -121,13 +121,13 @@ def shape_hair(positions: np.ndarray, faces: np.ndarray, subject: Subject) -> tu
     return p, faces
 
 
-def smooth_normals(positions: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Mix mesh normals with the direction outward from the head, so that thin strips are lit like the mass of hair
-    they form."""
+def smooth_normals(positions: np.ndarray, normals: np.ndarray, own: float = 0.45) -> np.ndarray:
+    """Mix mesh normals (their share: ``own``) with the direction outward from the head, so that thin strips are lit
+    like the mass of hair they form."""
     axis = positions - [0.0, 1.0, 0.0] * positions.clip(-0.4, 0.05) - [0, 0.03, 0.0]
     outward = axis / np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-6)
     sign = np.where((normals * outward).sum(1, keepdims=True) < 0, -1.0, 1.0)
-    return (0.45 * normals * sign + 0.55 * outward).astype(np.float32)
+    return (own * normals * sign + (1 - own) * outward).astype(np.float32)
 
 
 def highlight(positions: np.ndarray, normals: np.ndarray, light: np.ndarray) -> np.ndarray:

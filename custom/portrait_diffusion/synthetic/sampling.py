@@ -4,11 +4,13 @@ Odds and ranges are the project's own choices, made by comparing contact sheets 
 """
 
 import colorsys
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import UsageError
 from .assets import AssetPack
+from .haircuts import sample_haircut
 from .heads import ORIGINS, HeadBasis
 from .subjects import SPLITS, Beard, Glasses, Light, Lighting, Subject, direction
 
@@ -117,6 +119,15 @@ def sample_subject(seed: int, split: str, index: int, basis: HeadBasis, assets: 
         lighting=_lighting(rng),
         hair_variety=variety,
     )
+
+
+def grown_hair(subject: Subject, share: float) -> Subject:
+    """The subject, or for this share of those who have hair that is neither bald nor a buzz cut, the same one with a
+    grown haircut in its place."""
+    if subject.hair in ("bald", "buzz"):
+        return subject
+    cut = sample_haircut(subject.rng(13), share, female=subject.phenotypes["gender"] > 0.5)
+    return subject if cut is None else replace(subject, hair="grown", haircut=cut)
 
 
 def _choice(rng, names: list[str]) -> str:

@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from ..ops.canonical import BOX_RADIUS
-from . import fur, hair, lighting
+from . import cards, fur, hair, lighting
 from .assets import AssetPack, FittedAsset
 from .bake import bake_light
 from .caps import bust_caps
@@ -72,7 +72,13 @@ class SceneBuilder:
         head, scale, translation = normalise_head(body, body[basis.landmark_index])
         textures: dict[str, np.ndarray] = {}
         parts = self._clothes(subject, body, scale, translation, textures)
-        covered = _covered(head, vertex_normals(head, basis.faces), parts)
+        head_normals = vertex_normals(head, basis.faces)
+        covered = _covered(head, head_normals, parts)
+        hairs = fur.fur_parts(subject, head, basis, self.layout, self._fur, textures)
+        if subject.haircut is not None:
+            hairs += cards.grown_parts(subject, head, head_normals, basis, self._fur, parts, textures)
+        else:
+            hairs += self._hair(subject, body, scale, translation, textures)
         parts = (
             self._skin(subject, head, covered, textures)
             + self._mouth(head, textures)
@@ -84,8 +90,6 @@ class SceneBuilder:
         if subject.glasses is not None:
             parts += glasses_parts(subject.glasses, head, basis, textures)
         parts += self._lashes_and_brows(subject, body, scale, translation, textures)
-        hairs = fur.fur_parts(subject, head, basis, self.layout, self._fur, textures)
-        hairs += self._hair(subject, body, scale, translation, textures)
         parts += [turn_part(part, subject.torso_deg) for part in hairs]
         parts = [part for part in (_near(part) for part in parts) if len(part.faces)]
         scene = Scene(parts, textures, head[basis.landmark_index], scale)
@@ -106,7 +110,7 @@ class SceneBuilder:
         )
         normals = vertex_normals(head, self.basis.faces)
         depth = np.where(covered, 0.014, 0.0)
-        if subject.hair not in ("bald", "buzz"):  # keep the skull beneath the hair
+        if subject.haircut is None and subject.hair not in ("bald", "buzz"):  # keep the skull beneath the hair
             depth += 0.012 * scalp_region(self._fur.mean, subject.hairline + 0.045) * (1 - self._fur.bare)
         head = head - depth[:, None] * normals
         positions, normals = head[layout.corner_vertex], normals[layout.corner_vertex]

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from .haircuts import Haircut
+
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -97,16 +99,20 @@ class Subject:
     lighting: Lighting | None = None
     hair_variety: float = 0.0
     torso_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    haircut: Haircut | None = None
 
     def rng(self, stream: int) -> np.random.Generator:
         """An independent random stream of this subject (noise textures and the like)."""
         return np.random.default_rng([self.seed, SPLITS[self.split], self.index, stream])
 
     def to_dict(self) -> dict:
-        """Plain JSON-ready values; straight shoulders are not mentioned: earlier descriptions stay what they were."""
+        """Plain JSON-ready values; straight shoulders and hair that is not grown are not mentioned: earlier
+        descriptions stay what they were."""
         values = asdict(self)
         if not any(self.torso_deg):
             del values["torso_deg"]
+        if self.haircut is None:
+            del values["haircut"]
         return values
 
 
