@@ -23,7 +23,7 @@ STAGES = ("restore", "refine")
 
 VARIANTS: dict[str, tuple[str, dict]] = {
     "portrait-12gb": (
-        "for a GPU with 12 GB: a tiny autoencoder, fewer samples a ray, smaller renders and grids; not yet measured",
+        "for a GPU with 12 GB: a tiny autoencoder, fewer samples a ray, smaller renders and grids",
         {
             "system.guidance.vae": "madebyollin/taesd",
             "system.renderer.num_samples_per_ray": 32,
