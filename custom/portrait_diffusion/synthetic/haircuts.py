@@ -169,7 +169,7 @@ def _long(rng, female) -> dict:
     return _falling(rng, _u(rng, -0.5, -0.22))
 
 
-def _tied(rng, behind: bool) -> dict:
+def _tied(rng) -> dict:
     angle = np.radians(_u(rng, -30, 75))  # of the tie, about the skull: 0 behind, 90 on top
     radius = 0.19
     place = (float(rng.normal(0, 0.006)), 0.05 + radius * np.sin(angle), -0.03 - radius * np.cos(angle))
@@ -186,28 +186,28 @@ def _both_sides(rng) -> tuple:
 
 
 def _tail(rng, female) -> dict:
-    cut = _tied(rng, True)
+    cut = _tied(rng)
     if female and rng.random() < 0.2:
         cut["ties"] = _both_sides(rng)
     return {**cut, "knot": "tail", "knot_length": _u(rng, 0.12, 0.5), "knot_radius": _u(rng, 0.025, 0.06)}
 
 
 def _bun(rng, female) -> dict:
-    cut = _tied(rng, True)
+    cut = _tied(rng)
     if female and rng.random() < 0.15:
         cut["ties"] = _both_sides(rng)
     return {**cut, "knot": "bun", "knot_radius": _u(rng, 0.035, 0.075)}
 
 
 def _braid(rng, female) -> dict:
-    cut = _tied(rng, True)
+    cut = _tied(rng)
     if rng.random() < 0.4:
         cut["ties"] = _both_sides(rng)
     return {**cut, "knot": "braid", "knot_length": _u(rng, 0.25, 0.5), "knot_radius": _u(rng, 0.018, 0.03)}
 
 
 def _half_up(rng, female) -> dict:
-    cut, tied = _falling(rng, _u(rng, -0.5, -0.12)), _tied(rng, True)
+    cut, tied = _falling(rng, _u(rng, -0.5, -0.12)), _tied(rng)
     knot = {"knot": "bun", "knot_radius": _u(rng, 0.025, 0.05)}
     if rng.random() < 0.6:
         knot = {"knot": "tail", "knot_length": _u(rng, 0.1, 0.3), "knot_radius": _u(rng, 0.02, 0.04)}

@@ -8,7 +8,7 @@ from .skin import smoothstep
 STRANDS = 120
 
 
-def tail(centre: np.ndarray, length: float, radius: float, rng: np.random.Generator) -> np.ndarray:
+def tail(centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
     """Strands beside each other along a line (k, 3): narrow at the tie, widest after a third, thin at the end."""
     s = np.linspace(0, 1, len(centre))
     girth = radius * (0.3 + 0.7 * np.sin(np.pi * np.minimum(1.4 * s, 0.5))) * (1 - 0.55 * smoothstep(0.45, 1, s))

@@ -225,7 +225,10 @@ def knots(cut: Haircut, body: Body, rng: np.random.Generator) -> list[np.ndarray
         length, margin = np.array([cut.knot_length]), np.array([1.1 * cut.knot_radius])
         fall, points = max(cut.fall, STIFFEST_HANGING), _points(cut.knot_length)
         centre = march(tie[None], start, length, margin, fall, body, points)
-        bundles.append((tail if cut.knot == "tail" else braid)(centre[0], cut.knot_length, cut.knot_radius, rng))
+        if cut.knot == "tail":
+            bundles.append(tail(centre[0], cut.knot_radius, rng))
+        else:
+            bundles.append(braid(centre[0], cut.knot_length, cut.knot_radius, rng))
     return bundles
 
 
