@@ -29,6 +29,7 @@ TRUTH = {
     "stlpips_alex.side": ("ST-LPIPS side ↓", 3), "stlpips_alex.profile": ("profile ↓", 3),
     "stlpips_alex.back": ("back ↓", 3), "stlpips_alex.unseen": ("unseen ↓", 3), "iou.unseen": ("IoU ↑", 3),
     "self_warp_lpips_30": ("self-warp ↓", 4), "sface.side": ("SFace side ↑", 2),
+    "sface_plus30": ("to the photo: +30° ↑", 3), "sface_minus30": ("−30° ↑", 3),
     "photo_psnr_db": ("photo's view, dB ↑", 1), "janus_rate": ("Janus ↓", 3),
 }  # fmt: skip
 """Metric -> (heading, decimals), for subjects whose truth is known."""
@@ -42,13 +43,17 @@ TITLES = {"test": "of `test`", "domain": "of `domain`", "photos": "photos"}
 
 
 def means_and_differences(records: Sequence[dict], data: str, metrics: Sequence[str], decimals: Sequence[int]) -> list:
-    """Rows of cells: each rung's means, then those of `PAIRS` less each other, [low, high] by bootstrap over items."""
+    """Rows of cells: each rung's means, the true heads' own, then `PAIRS` less each other, [low, high] by bootstrap."""
     rungs = list(dict.fromkeys(r["rung"] for r in records if r["data"] == data))
     items = {rung: by_item(heads_of(records, data, rung)) for rung in rungs}
     rows = []
     for rung in rungs:
         values = [items[rung][metric] for metric in metrics]
         rows.append([rung, *(f"{sum(v.values()) / len(v):.{d}f}" for v, d in zip(values, decimals))])
+    first = items[rungs[0]]  # what the true heads score by themselves is the same in every rung's records
+    own = [list(first.get(f"{metric}_truth", {}).values()) for metric in metrics]
+    if any(own):
+        rows.append(["*the true heads*", *(f"{sum(v) / len(v):.{d}f}" if v else "" for v, d in zip(own, decimals))])
     for rung, before in PAIRS:
         if not {rung, before} <= set(rungs):
             continue
@@ -67,7 +72,8 @@ def tables(records: Sequence[dict]) -> str:
         return "No results yet: run `launch_portrait.py evaluate --ladder benchmarks/ladders/restored.yaml`."
     parts = []
     for data in dict.fromkeys(record["data"] for record in records):
-        columns = PHOTOS if data == "photos" else TRUTH
+        measured = by_item(record for record in records if record["data"] == data)
+        columns = {m: told for m, told in (PHOTOS if data == "photos" else TRUTH).items() if m in measured}
         count = len({r["name"] for r in records if r["data"] == data})
         header = [f"{count} {TITLES[data]}", *(heading for heading, _ in columns.values())]
         decimals = [d for _, d in columns.values()]

@@ -55,6 +55,7 @@ def test_the_truth_itself_is_perfect(perfect):
     assert perfect["chamfer"] == pytest.approx(0, abs=1e-6) and perfect["f1"] == 1
     assert perfect["self_warp_30"] == perfect["truth_warp_30"] < 0.05 and perfect["flicker_back"] < 0.01
     assert perfect["janus_rate"] == 0 and perfect["chroma_noise"] == perfect["chroma_noise_truth"]
+    assert perfect["self_warp_30_truth"] == pytest.approx(perfect["self_warp_30"], abs=1e-6)
 
 
 def test_what_cannot_be_known_is_missing_and_never_zero(perfect):
@@ -68,6 +69,7 @@ def test_wrong_heads_are_worse_where_they_are_wrong(truth, perfect):
     assert turned["psnr_db.side"] < 25 and turned["stlpips_hair.back"] > 0.02
     assert turned["depth_mm.back"] == pytest.approx(0, abs=1e-3) and turned["chamfer"] == perfect["chamfer"]
     assert turned["self_warp_30"] == pytest.approx(perfect["self_warp_30"], rel=0.3), "it agrees with itself"
+    assert turned["self_warp_30_truth"] == perfect["self_warp_30_truth"], "the true head is what it was"
     small = metrics(truth, radius=0.19)
     millimetres = 10 * measure.METRES_PER_UNIT
     assert small["chamfer"] == pytest.approx(millimetres, rel=0.15) and small["iou.back"] < 0.95
@@ -105,6 +107,24 @@ def test_faces_are_compared_where_both_are_found(truth, monkeypatch):
     assert [math.isnan(v) for v in found["sface"][:3]] == [True, False, True]
     assert found["sface"][1] == pytest.approx(1) and found["landmarks"][1] == 0
     assert found["face_found"][1] == 1 and math.isnan(found["sface"][6]), "no face is looked for behind the head"
+
+
+def test_turned_faces_are_set_against_the_photo_and_the_true_ones_likewise(truth, monkeypatch):
+    front, turned = np.array([1.0, 0.0]), np.array([0.6, 0.8])
+    monkeypatch.setattr(measure, "largest_face", lambda picture: (picture, SimpleNamespace(landmarks=None)))
+    monkeypatch.setattr(measure, "sface_of", lambda picture, face: seen.pop(0))
+    fresh = truth.rows(list(range(len(truth.cameras.azimuth))))
+    seen = [front, turned, front]  # the photo, then the true head at +30 and -30 degrees
+    own = measure.truth_metrics(fresh, NETS)
+    assert own["sface_plus30_truth"] == pytest.approx(0.6) and own["sface_minus30_truth"] == pytest.approx(1)
+    assert "self_warp_30_truth" in own and not any(name.startswith("psnr") for name in own)
+    assert measure.truth_metrics(fresh, NETS) == own, "nothing is looked for twice"
+    seen = [front, front]
+    found = measure.turned_likeness(truth.pictures.rgb, truth.cameras, fresh.faces[0], NETS)
+    assert found == {"sface_plus30": 1.0, "sface_minus30": 1.0}
+    monkeypatch.setattr(measure, "largest_face", lambda picture: (picture, None))
+    lost = measure.turned_likeness(truth.pictures.rgb, truth.cameras, fresh.faces[0], NETS)
+    assert math.isnan(lost["sface_plus30"]), "missing where no face is found, not zero"
 
 
 def test_missing_weights_have_reasons():

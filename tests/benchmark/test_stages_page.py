@@ -24,6 +24,19 @@ def test_differences_are_paired():
     assert "restored" not in table and "open" not in table
 
 
+def test_a_row_of_what_the_true_heads_score_themselves():
+    """Where they score anything: without a truth, or without such a metric, there is no such row and no column."""
+    script = load_script("stages_page")
+    records = [head("init", k, 0.1, "test") for k in range(8)]
+    for k, record in enumerate(records):
+        record["metrics"]["self_warp_lpips_30_truth"] = 0.01 * k
+    header, _, init, true = script.tables(records).splitlines()
+    assert header == "| 8 of `test` | self-warp ↓ | to the photo: +30° ↑ | −30° ↑ | photo's view, dB ↑ | Janus ↓ |"
+    assert init == "| init | 0.0300 | 0.800 | 0.800 | 33.5 | 0.000 |"
+    assert true == "| *the true heads* | 0.0350 |  |  |  |  |"
+    assert "true heads" not in script.tables([head("init", k, 0.1) for k in range(8)])
+
+
 def test_a_heading_for_each_kind_of_data_and_none_without_records(tmp_path, monkeypatch, capsys):
     script = load_script("stages_page")
     page = tmp_path / "page.md"

@@ -208,6 +208,13 @@ def recognised(nets: Nets) -> tuple[str, ...]:
     return ("sface",) + (("dlib_l2",) if nets.dlib else ()) + (("arcface_id",) if nets.arcface else ())
 
 
+def true_face(true: Truth, row: int, nets: Nets) -> FaceFound:
+    """The face in a true view, looked for once."""
+    if row not in true.faces:
+        true.faces[row] = FaceFound.of(_hwc(true.pictures.rgb[row]), nets)
+    return true.faces[row]
+
+
 def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[float]]:
     """Likeness of faces to the same true view, facial landmarks, and whether a face is found, up to `FACE_DEG`.
 
@@ -219,9 +226,7 @@ def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[floa
         row = dict.fromkeys(found, math.nan)
         if abs((azimuth + 180) % 360 - 180) <= FACE_DEG:
             own = FaceFound.of(_hwc(made.rgb[k]), nets)
-            if k not in true.faces:
-                true.faces[k] = FaceFound.of(_hwc(true.pictures.rgb[k]), nets)
-            wanted = true.faces[k]
+            wanted = true_face(true, k, nets)
             if wanted.sface is not None:
                 row["face_found"] = float(own.sface is not None)
             if wanted.sface is not None and own.sface is not None:
@@ -231,6 +236,32 @@ def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[floa
         for name, value in row.items():
             found[name].append(value)
     return found
+
+
+def turned_likeness(rgb: Tensor, cameras: Cameras, photo: FaceFound, nets: Nets) -> dict[str, float]:
+    """``sface_plus30``, ``sface_minus30``: SFace of the views at +-30 degrees to the photo, as of heads of photos.
+
+    A face that is turned is less like its front, the true one too: compare with the truth's.
+    """
+    at, found = cameras.level(), {}
+    for side, azimuth in PHOTO_AZIMUTHS.items():
+        if azimuth and azimuth % 360 in at:
+            own = FaceFound.of(_hwc(rgb[at[azimuth % 360]]), nets)
+            found[f"sface_{side}"] = own.likeness(photo).get("sface", math.nan)
+    return found
+
+
+@torch.no_grad()
+def truth_metrics(true: Truth, nets: Nets) -> dict[str, float | None]:
+    """What the true head itself scores where a head is set against no true view: names end in ``_truth``.
+
+    Specks, warps and the likeness of turned faces have no best value of 0 or 1: heads are measured by these.
+    """
+    if not true.own:
+        found = speck_metrics(true.pictures, true.cameras) | consistency_metrics(true.pictures, true.cameras, nets)
+        found |= turned_likeness(true.pictures.rgb, true.cameras, true_face(true, 0, nets), nets)
+        true.own.update({f"{name}_truth": value for name, value in found.items() if name not in nets.reasons})
+    return true.own
 
 
 @torch.no_grad()
@@ -330,7 +361,7 @@ def head_metrics(render: RenderFn, true: Truth, nets: Nets, frames: int) -> tupl
     out |= film_metrics(render, size, frames, cameras.c2w.device)
     out |= surface_distance(surface_points(made.depth, cameras), surface_points(true.pictures.depth, cameras))
     out |= behind_metrics(made.rgb, cameras) | speck_metrics(made, cameras)
-    out["chroma_noise_truth"] = speck_metrics(true.pictures, cameras)["chroma_noise"]
+    out |= turned_likeness(made.rgb, cameras, true_face(true, 0, nets), nets) | truth_metrics(true, nets)
     return finite(out, nets.reasons), made
 
 

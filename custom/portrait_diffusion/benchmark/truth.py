@@ -98,7 +98,7 @@ class Truth:
     """One subject.
 
     Attributes: pictures, cameras; hair (V, 1, S, S) 1 on hair; photo: file of the input view, RGBA; faces: what
-        `measure.face_metrics` has found in the views, by row.
+        `measure.true_face` has found in the views, by row; own: what `measure.truth_metrics` has.
     """
 
     pictures: Pictures
@@ -106,6 +106,7 @@ class Truth:
     hair: Tensor
     photo: Path
     faces: dict[int, Any] = field(default_factory=dict)
+    own: dict[str, float | None] = field(default_factory=dict)
 
     def rows(self, kept: list[int]) -> "Truth":
         """The same with some of the views."""
