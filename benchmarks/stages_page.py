@@ -72,7 +72,7 @@ def tables(records: Sequence[dict]) -> str:
         return "No results yet: run `launch_portrait.py evaluate --ladder benchmarks/ladders/restored.yaml`."
     parts = []
     for data in dict.fromkeys(record["data"] for record in records):
-        measured = by_item(record for record in records if record["data"] == data)
+        measured = by_item([r for r in records if r["data"] == data and r["status"] == "ok"])
         columns = {m: told for m, told in (PHOTOS if data == "photos" else TRUTH).items() if m in measured}
         count = len({r["name"] for r in records if r["data"] == data})
         header = [f"{count} {TITLES[data]}", *(heading for heading, _ in columns.values())]

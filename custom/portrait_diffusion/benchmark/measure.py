@@ -239,9 +239,12 @@ def face_metrics(made: Pictures, true: Truth, nets: Nets) -> dict[str, list[floa
 
 
 def turned_likeness(rgb: Tensor, cameras: Cameras, photo: FaceFound, nets: Nets) -> dict[str, float]:
-    """``sface_plus30``, ``sface_minus30``: SFace of the views at +-30 degrees to the photo, as of heads of photos.
+    """SFace of the views at +-30 degrees to the photo, as of heads of photos.
 
     A face that is turned is less like its front, the true one too: compare with the truth's.
+
+    Args: rgb (V, 3, S, S) over white in [0, 1], views of ``cameras``; photo: the face in the input view of that size.
+    Returns: ``sface_plus30``, ``sface_minus30``, cosines; NaN where either face is not found. Not differentiable.
     """
     at, found = cameras.level(), {}
     for side, azimuth in PHOTO_AZIMUTHS.items():
@@ -256,6 +259,9 @@ def truth_metrics(true: Truth, nets: Nets) -> dict[str, float | None]:
     """What the true head itself scores where a head is set against no true view: names end in ``_truth``.
 
     Specks, warps and the likeness of turned faces have no best value of 0 or 1: heads are measured by these.
+
+    Args: true: row 0 is the input view; what is found is kept in ``true.own``.
+    Returns: those of `speck_metrics`, `consistency_metrics` and `turned_likeness`, without what ``nets.reasons`` names.
     """
     if not true.own:
         found = speck_metrics(true.pictures, true.cameras) | consistency_metrics(true.pictures, true.cameras, nets)
