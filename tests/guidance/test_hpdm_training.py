@@ -106,11 +106,16 @@ def test_rows_that_are_told_of_a_draft(data):
     assert (told.references[:, 1, :, 9:] == 1).all()
     for opacity in (told.explicit[:, 10], told.geometry[:, 0, 6], told.geometry[:, 1, 6]):
         assert (opacity[:, :9, :9] == 1).all() and (opacity[:, 9:] == 0).all()
+    assert (told.drafted == 1).all() and (clean.drafted == 0).all() and torch.equal(clean.begun, clean.target)
+    torch.testing.assert_close(told.begun[..., :9, :9], torch.full_like(told.begun[..., :9, :9], 77 / 255))
+    assert (told.begun[..., 9:, :] == 1).all(), "painting begins with the draft's picture of the target"
     half = replace(CLEAN, drafted=0.5)
     rows = torch.arange(4).repeat(100)
     mixed = make_batch(data, rows, generator(), half, None, drafts)
     drafted = mixed.explicit[:, 10, :9, :9].amin(dim=(1, 2)) == 1
     assert 150 < int(drafted.sum()) < 250, "binomial(400, 1/2) leaves this range once in 1.4 million"
+    assert torch.equal(mixed.drafted, drafted.float())
+    assert torch.equal(mixed.begun[~drafted], mixed.target[~drafted])
     photo = data.c2w[rows, 0]
     torch.testing.assert_close(mixed.reference_c2w[drafted, 0], photo[drafted])
     assert not torch.allclose(mixed.reference_c2w[~drafted, 0], photo[~drafted])
@@ -238,6 +243,50 @@ def test_pictures_pull_on_the_denoiser_alone(data):
     assert "picture" not in stage.losses(generator())
 
 
+def test_a_velocity_leads_from_a_draft_to_the_truth():
+    """Whatever the noise is put on, the velocity's clean latents are the true ones; on the truth it is plain."""
+    torch.manual_seed(0)
+    model = tiny().double()
+    clean, begun, noise = (torch.randn(5, 4, 8, 8, generator=generator(s), dtype=torch.float64) for s in range(3))
+    steps = torch.tensor([0, 50, 400, 600, 999])
+    signal, spread = model.levels(steps)
+    noisy, velocity = train.repair_target(clean, begun, noise, signal, spread)
+    torch.testing.assert_close(model.interpret(velocity, noisy, steps).clean, clean, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(noisy, signal * begun + spread * noise)
+    noisy, velocity = train.repair_target(clean, clean, noise, signal, spread)
+    torch.testing.assert_close(noisy, model.add_noise(clean, noise, steps))
+    torch.testing.assert_close(velocity, signal * noise - spread * clean)
+
+
+def test_rows_that_begin_with_a_draft(data):
+    """Those told of one, no pairs, half of them with nothing but the draft; the others keep their timesteps."""
+    torch.manual_seed(0)
+    stage = train.DenoiserStage(tiny(), data, config(painted=0.5), drafts_like(data))
+    steps, drafted = torch.full((2000,), 990), (torch.arange(2000) % 2).float()
+    part, few = stage.begin(drafted, steps, 100, generator())
+    part = part.flatten()
+    begun = part > 0
+    assert not bool((begun & ((drafted == 0) | (torch.arange(2000) < 200))).any())
+    assert 360 < int(begun.sum()) < 540, "binomial(900, 1/2) leaves this range once in 500 million"
+    assert 0.35 < float((part[begun] == 1).float().mean()) < 0.65, "binomial(450, 1/2), once in 5 billion"
+    assert torch.equal(few[~begun], steps[~begun]) and 50 <= int(few[begun].min()) and int(few[begun].max()) < 600
+    assert float(few[begun].float().std()) > 100
+
+
+def test_a_draft_to_begin_with_changes_those_rows_alone(data):
+    """Without such rows the losses are what they were; with them the denoiser's differ, and drafts that are the truth
+    leave the plain loss of other timesteps."""
+    def loss(painted, drafts):
+        torch.manual_seed(0)
+        stage = train.DenoiserStage(tiny(), data, config(painted=painted, spoil=replace(CLEAN, drafted=1.0)), drafts)
+        with torch.no_grad():
+            return stage.losses(generator())["denoise"]
+
+    assert bool(loss(0.0, drafts_like(data)).isfinite())
+    assert not torch.equal(loss(1.0, drafts_like(data)), loss(0.0, drafts_like(data)))
+    assert not torch.equal(loss(1.0, drafts_like(data)), loss(1.0, data))
+
+
 class HostTraffic(TorchDispatchMode):
     """Notes operations that wait for the device or copy from the host: they cannot be replayed as a CUDA graph."""
 
@@ -260,7 +309,7 @@ def test_a_step_could_be_replayed_by_a_gpu(data):
     perceptual = Distance()
     for stage in (
         train.DenoiserStage(
-            tiny().train(), data, config(batch=8, pairs=0.5, w_picture=1.0), drafts_like(data), perceptual
+            tiny().train(), data, config(batch=8, pairs=0.5, w_picture=1.0, painted=0.9), drafts_like(data), perceptual
         ),
         train.AutoencoderStage(tiny().train(), data, config(w_perceptual=1.0), perceptual=perceptual),
     ):
@@ -321,10 +370,14 @@ def test_a_run_writes_model_card_and_sheet_and_the_next_goes_on(folder, tmp_path
     assert train.main([*common, "--stage", "autoencoder", "--total-steps", "2"]) == 0
     with pytest.raises(UsageError, match="were not made from the data"):
         train.main([*common, "--stage", "denoiser", "--drafts", str(other)])
+    with pytest.raises(UsageError, match="give --drafts"):
+        train.main([*common, "--stage", "denoiser", "--painted", "0.5"])
     drafted = [*common, "--stage", "denoiser", "--drafts", str(shutil.copytree(folder, tmp_path / "drafts"))]
+    drafted += ["--painted", "0.5", "--drafted", "0.7"]
     assert train.main([*drafted, "--total-steps", "1"]) == 0
     assert train.main([*drafted, "--total-steps", "2"]) == 0
     card = json.loads((tmp_path / "denoiser.json").read_text())
+    assert card["config"]["painted"] == 0.5 and card["config"]["spoil"]["drafted"] == 0.7
     kinds = ("none", "explicit", "implicit", "hybrid")
     assert card["step"] == 2 and {f"psnr_{k}_back" for k in kinds} <= set(card["scores"])
     assert json.loads((tmp_path / "autoencoder.json").read_text())["scores"]["psnr_autoencoder"] > 0

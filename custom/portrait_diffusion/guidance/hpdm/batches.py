@@ -51,6 +51,9 @@ class TrainBatch:
         target: (B, 3, S, S). c2w: (B, 4, 4). explicit: (B, 11, S, S).
         references: (B, R, 3, S, S). geometry: (B, R, 7, S, S). reference_c2w: (B, R, 4, 4). gate: (B, R).
         depth: (B, S, S) true distances of the target; fovy (B,).
+        begun: (B, 3, S, S) what painting the target would begin with: the draft's picture of it in rows that are told
+            of a draft, the target itself in the others.
+        drafted: (B,) 1 in rows that are told of a draft.
     """
 
     target: Tensor
@@ -62,6 +65,8 @@ class TrainBatch:
     gate: Tensor
     depth: Tensor
     fovy: Tensor
+    begun: Tensor
+    drafted: Tensor
 
 
 def front_views(data: MultiViewData) -> Tensor:
@@ -108,10 +113,10 @@ def make_batch(
             them for every reference but the photo, which then is view 0. The target stays true.
     """
     device, b = data.device, len(subjects)
-    drafted = None
+    drafted = torch.zeros(b, dtype=torch.bool, device=device)
     if drafts is not None:
         drafted = torch.rand(b, generator=generator, device=device) < config.drafted
-    views = choose_views(data, subjects, generator, drafted) if views is None else views
+    views = choose_views(data, subjects, generator, None if drafts is None else drafted) if views is None else views
     r = views.shape[1] - 1
     rows = subjects[:, None].expand(-1, 1 + r)
     rgba = data.rgba[rows, views]
@@ -119,7 +124,8 @@ def make_batch(
     true_depth = distance[:, 0]
     if drafts is not None:
         shown = drafts.rgba[rows, views]
-        rgba = torch.cat([rgba[:, :2], _where(drafted, shown[:, 2:], rgba[:, 2:])], dim=1)
+        begun = _where(drafted, shown[:, :1], rgba[:, :1])
+        rgba = torch.cat([rgba[:, :2], _where(drafted, shown[:, 2:], rgba[:, 2:]), begun], dim=1)
         solid = _where(drafted, shown[..., 3], solid)
         distance = _where(drafted, drafts.distance(rows, views), distance)
         normals = _where(drafted, drafts.normal[rows, views], normals)
@@ -128,7 +134,8 @@ def make_batch(
     angle = config.hue * strength * uniform((b,), -1.0, 1.0, generator, device)
     rgb, alpha = turn_hue(rgba[..., :3], angle, torch.ones_like(angle)), rgba[..., 3]
     rgb = colour_jitter(rgb, strength, generator)
-    pictures = (rgb * alpha[..., None] + 1 - alpha[..., None]).permute(0, 1, 4, 2, 3)  # (B, 1 + R, 3, S, S)
+    pictures = (rgb * alpha[..., None] + 1 - alpha[..., None]).permute(0, 1, 4, 2, 3)
+    begun, pictures = pictures[:, 1 + r :], pictures[:, : 1 + r]  # (B, 1 or 0, 3, S, S), (B, 1 + R, 3, S, S)
     c2w, fovy = data.c2w[rows, views], data.fovy[rows, views]
 
     amount = uniform((b, 1 + r, 1, 1), 0.0, config.depth_error, generator, device)
@@ -149,7 +156,7 @@ def make_batch(
     gate = config.gate_floor + (1 - config.gate_floor) * angle_gate(c2w[:, 0], c2w[:, 1:])
     return TrainBatch(
         pictures[:, 0], c2w[:, 0], explicit_image(projected, valid, maps[:, 0]), references, maps[:, 1:], c2w[:, 1:],
-        gate, true_depth, fovy[:, 0],
+        gate, true_depth, fovy[:, 0], pictures[:, 0] if drafts is None else begun[:, 0], drafted.float(),
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -89,6 +88,11 @@ class HPDMTrainConfig:
     in the denoiser's own features.) 0: no such loss."""
     pictured: float = 0.375
     """Share of a batch that is decoded for it."""
+    painted: float = 0.0
+    """Denoiser, with drafts: share of the rows told of a draft whose noise is put on the draft's own picture, as
+    painting puts it on a render, see `repair_target`. Rows of pairs are left out."""
+    painted_steps: tuple[float, float] = (0.05, 0.6)
+    """Timesteps of such rows, as shares of all."""
     cuda_graphs: bool = True
     """Replay the step as a CUDA graph (a step is thousands of small kernels); without effect on a CPU."""
     compile: bool = False
@@ -102,6 +106,26 @@ class HPDMTrainConfig:
 def learning_rate_factor(share: float, step: int, config: HPDMTrainConfig) -> float:
     """Warm-up by steps, then 1, then a cosine to 0.05 over the rest of the budget."""
     return min(1.0, (step + 1) / config.warmup_steps) * cosine_tail(share, config.decay_from)
+
+
+PAINTED_WEIGHT = 4.0
+"""What an error of clean latents counts at most in rows that begin with a draft; else 1 / (1 - abar_t), 20 and more."""
+
+
+def repair_target(clean: Tensor, begun: Tensor, noise: Tensor, signal: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents of another picture, and the velocity whose clean latents are the true ones all the same.
+
+    x_t = sqrt(abar) x' + sqrt(1 - abar) eps begins with a draft x'; sqrt(abar) x_t - sqrt(1 - abar) v = x, so that
+    v = sqrt(abar) eps - sqrt(1 - abar) x + abar / sqrt(1 - abar) (x' - x). With x' = x both are those of plain
+    diffusion (Salimans & Ho, ICLR 2022, appendix D). Painting begins with renders (Meng et al., "SDEdit", ICLR 2022),
+    whose faults a plain denoiser takes for signal; that a denoiser can learn to take them off is the idea of bridges
+    from degraded to clean pictures (Liu et al., "I2SB", ICML 2023), whose schedule this has not.
+
+    Args: clean, begun, noise (B, C, h, w); signal, spread (B, 1, 1, 1) of the timesteps.
+    Returns: noisy latents and velocity, (B, C, h, w).
+    """
+    noisy = signal * begun + spread * noise
+    return noisy, signal * noise - spread * clean + signal.square() / spread * (begun - clean)
 
 
 class Unshared:
@@ -293,12 +317,19 @@ class DenoiserStage(Stage):
         with torch.no_grad():
             clean = m.encode(batch.target).float()
             references = m.encode(batch.references.flatten(0, 1)).float().unflatten(0, batch.references.shape[:2])
-        steps = torch.randint(m.scheduler.config.num_train_timesteps, (b,), generator=g, device=self.device)
+        levels = m.scheduler.config.num_train_timesteps
+        steps = torch.randint(levels, (b,), generator=g, device=self.device)
         noise = torch.randn(clean.shape, generator=g, device=self.device)
         if pairs:
             steps[pairs : 2 * pairs] = steps[:pairs]
             noise[pairs : 2 * pairs] = self.partner_noise(noise[:pairs], batch, pairs, g)
-        noisy = m.add_noise(clean, noise, steps)
+        begun, part = clean, None
+        if c.painted > 0:
+            part, steps = self.begin(batch.drafted, steps, pairs, g)
+            with torch.no_grad():
+                begun = torch.lerp(clean, m.encode(batch.begun).float(), part)
+        signal, spread = m.levels(steps)
+        noisy, velocity = repair_target(clean, begun, noise, signal, spread)
         uniform = torch.rand((2, b), generator=g, device=self.device)
         explicit = batch.explicit * (uniform[0] >= c.drop_explicit).float()[:, None, None, None]
         gate = batch.gate * (uniform[1] >= c.drop_implicit).float()[:, None]
@@ -311,8 +342,10 @@ class DenoiserStage(Stage):
             {name: tokens[rows] for name, tokens in bank.items()}, gate[rows], plain,
         )  # fmt: skip
         output = torch.empty_like(output).index_copy(0, order, output).float()
-        signal, spread = m.levels(steps)
-        losses = {"denoise": F.mse_loss(output, signal * noise - spread * clean)}
+        wrong = (output - velocity).square()
+        if part is not None:
+            wrong = wrong * torch.where(part > 0, (PAINTED_WEIGHT * spread.square()).clamp(max=1.0), 1.0)
+        losses = {"denoise": wrong.mean()}
         predicted = m.interpret(output, noisy, steps).clean
         if self.held.perceptual is not None and c.w_picture > 0:
             rows = slice(2 * pairs, min(2 * pairs + max(1, round(c.pictured * b)), b - plain))
@@ -322,6 +355,25 @@ class DenoiserStage(Stage):
         if pairs:
             losses["equivariance"] = c.w_equivariance * self.disagreement(predicted[: 2 * pairs], batch, pairs)
         return losses
+
+    def begin(
+        self, drafted: Tensor, steps: Tensor, pairs: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """How far each row begins with its draft, (B, 1, 1, 1) in [0, 1], and timesteps (B,).
+
+        Half of the rows that do begin with the draft itself, as the first step of painting does, half with a random
+        blend of draft and truth, as later steps do.
+
+        Args: drafted (B,) 1 where a row is told of a draft; steps (B,) of the other rows; pairs: see `draw`.
+        """
+        c, device, b = self.config, steps.device, len(steps)
+        levels = self.model.scheduler.config.num_train_timesteps
+        draws = torch.rand((3, b), generator=generator, device=device)
+        chosen = drafted * (draws[0] < c.painted).float() * (torch.arange(b, device=device) >= 2 * pairs).float()
+        part = (2 * draws[1]).clamp(max=1.0) * chosen
+        low, high = c.painted_steps
+        few = ((low + (high - low) * draws[2]) * levels).long().clamp(max=levels - 1)
+        return part[:, None, None, None], torch.where(chosen > 0, few, steps)
 
     def partner_noise(self, noise: Tensor, batch: TrainBatch, pairs: int, generator: torch.Generator) -> Tensor:
         """Noise of the first views carried into their partners'."""
@@ -508,6 +560,8 @@ def run(
         if source is None:
             raise UsageError(f"No autoencoder in {folder}; run --stage autoencoder first, with the same --out.")
         drafts = None
+        if config.painted > 0 and drafts_dir is None:
+            raise UsageError("--painted is a share of rows that are told of a draft; give --drafts, or leave it out.")
         if drafts_dir is not None:
             drafts = load_shards(drafts_dir, "cpu", limit)
             check_same_cameras(data, drafts)
@@ -560,16 +614,20 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--perceptual-weights", type=Path, help="ST-LPIPS AlexNet file; default: the package's")
     parser.add_argument("--initial", type=Path, help="HPDM folder whose weights the first run starts from")
     parser.add_argument("--drafts", type=Path, help="folder with drafts of the training subjects (render-drafts)")
+    parser.add_argument(
+        "--drafted", type=float, default=BatchConfig.drafted, help="share of targets that are told of a draft"
+    )
     parser.add_argument("--limit", type=int, help="use only so many subjects")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = [f for f in fields(HPDMTrainConfig) if f.name != "spoil"]
+    options = [f for f in fields(HPDMTrainConfig) if f.name not in ("spoil", "painted_steps")]
     for option in options:
         switch = isinstance(option.default, bool)
         kind = {"action": argparse.BooleanOptionalAction} if switch else {"type": type(option.default)}
         parser.add_argument(f"--{option.name.replace('_', '-')}", default=option.default, **kind)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = HPDMTrainConfig(**{option.name: getattr(args, option.name) for option in options})
+    chosen = {option.name: getattr(args, option.name) for option in options}
+    config = HPDMTrainConfig(**chosen, spoil=BatchConfig(drafted=args.drafted))
     run(
         args.data, args.val, args.out, args.stage, args.seconds, config, args.perceptual_weights, args.devices,
         args.accelerator, args.limit, not args.quiet, args.initial, args.drafts,
